@@ -1,0 +1,1 @@
+/* Asked for by bcc's helpers; nothing of it is used. */

@@ -1,0 +1,126 @@
+"""What a recorder hands to the symbolizer: addresses, and what was mapped where.
+
+Three address spaces are told apart by type, so that one is never taken for another:
+
+- :data:`AbsoluteAddress`: where a process or the kernel ran it.
+- :data:`FileOffset`: bytes from the start of a file.
+- ``VirtualAddress`` (:mod:`bpflame.symbolize.elf`): where an ELF file wants it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Mapping as Dict
+from typing import NewType
+
+from bpflame.profile import Metadata, Task
+
+AbsoluteAddress = NewType("AbsoluteAddress", int)
+FileOffset = NewType("FileOffset", int)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileKey:
+    """Which file was mapped: two files of one path differ by build id or inode.
+
+    Attributes:
+        path: As the process sees it; a name in brackets or empty for memory that is no file.
+        build_id: From the kernel; empty when it has none or does not tell.
+        inode: 0 when a build id is there instead.
+    """
+
+    path: str
+    build_id: bytes = b""
+    inode: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mapping:
+    """An executable mapping: ``[start, end)`` shows the file from ``offset`` on."""
+
+    start: AbsoluteAddress
+    end: AbsoluteAddress
+    offset: FileOffset
+    file: FileKey
+
+    def part(self, start: AbsoluteAddress, end: AbsoluteAddress) -> Mapping:
+        """The mapping cut down to ``[start, end)``."""
+        moved = FileOffset(self.offset + start - self.start)
+        return Mapping(start, end, moved, self.file)
+
+
+class AddressSpace:
+    """The executable mappings of one program image of one process.
+
+    Attributes:
+        pid: The process.
+        born: When the image began (CLOCK_MONOTONIC, ns); 0 when before the recording.
+        mappings: By address, none overlapping.
+    """
+
+    __slots__ = ("born", "mappings", "pid")
+
+    def __init__(self, pid: int, born: int, mappings: list[Mapping]) -> None:
+        self.pid = pid
+        self.born = born
+        self.mappings = mappings
+
+    def add(self, new: Mapping) -> None:
+        """Map ``new`` over whatever was there, as mmap does."""
+        low = bisect.bisect_right(self.mappings, new.start, key=lambda m: m.end)
+        high = bisect.bisect_left(self.mappings, new.end, lo=low, key=lambda m: m.start)
+        left = [m.part(m.start, new.start) for m in self.mappings[low:high] if m.start < new.start]
+        right = [m.part(new.end, m.end) for m in self.mappings[low:high] if m.end > new.end]
+        self.mappings[low:high] = [*left, new, *right]
+
+    def find(self, address: AbsoluteAddress) -> Mapping | None:
+        """The mapping that covers an address."""
+        index = bisect.bisect_right(self.mappings, address, key=lambda m: m.start) - 1
+        if index >= 0 and address < self.mappings[index].end:
+            return self.mappings[index]
+        return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawSample:
+    """One distinct pair of stacks and its weight.
+
+    Attributes:
+        task: Who ran it.
+        space: Where the user addresses belong; None when the process was never seen.
+        user: Return addresses, leaf first; the first is exact. Empty when there is none.
+        kernel: The same in the kernel.
+        lost: A stack was there and could not be kept.
+        value: In the unit of the profile.
+    """
+
+    task: Task
+    space: AddressSpace | None
+    user: tuple[AbsoluteAddress, ...]
+    kernel: tuple[AbsoluteAddress, ...]
+    lost: bool
+    value: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawProfile:
+    """A finished recording.
+
+    Attributes:
+        kind: As in :class:`bpflame.profile.Profile`.
+        unit: The same.
+        samples: In no particular order.
+        files: Open descriptors of mapped files, for reading with pread; the recorder owns them.
+        kallsyms: /proc/kallsyms as it was at the end of the recording; empty if not needed.
+        modules: /proc/modules, likewise.
+        meta: Where the recording comes from, with its counters.
+    """
+
+    kind: str
+    unit: str
+    samples: tuple[RawSample, ...]
+    files: Dict[FileKey, int]
+    kallsyms: bytes
+    modules: bytes
+    meta: Metadata

@@ -1,0 +1,141 @@
+"""CPU samples: where the processors spend their time.
+
+A perf event interrupts every CPU at a fixed rate; the BPF program ``cpu.bpf.c`` takes the stacks
+and counts them in the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+
+from bpflame.bpf.btf import Btf
+from bpflame.bpf.counters import TICKS
+from bpflame.bpf.cpus import possible_cpus
+from bpflame.bpf.load import PERF_EVENT, Program
+from bpflame.bpf.maps import BpfMap
+from bpflame.bpf.perf_event import sampling_attr
+from bpflame.errors import BpflameError
+from bpflame.profilers.counting import StackCounts
+from bpflame.profilers.cpu_events import CpuEvents
+from bpflame.profilers.target import Target
+
+_REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
+_BORN_ENTRIES = 1 << 16
+_TARGET_ENTRIES = 1 << 16
+_MIN_ENTRIES = 1 << 13
+_MAX_ENTRIES = 1 << 18
+_FROM_EXEC, _NOW = b"\1", b"\2"  # enum target, process.h
+POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CpuOptions:
+    """What to sample, and how.
+
+    Attributes:
+        target: Whom.
+        frequency: Samples per second and CPU.
+        event: ``cpu-clock`` or ``cycles``.
+        cpus: Only these CPUs; None for all.
+        user: Take user stacks.
+        kernel: Take kernel stacks.
+        idle: Sample idle CPUs too.
+        threads: Tell the threads of a process apart.
+        cgroups: Keep the control group of each sample.
+    """
+
+    target: Target = dataclasses.field(default_factory=Target)
+    frequency: int = 99
+    event: str = "cpu-clock"
+    cpus: tuple[int, ...] | None = None
+    user: bool = True
+    kernel: bool = True
+    idle: bool = False
+    threads: bool = False
+    cgroups: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The unit of the profile's values."""
+        return "samples" if self.event == "cpu-clock" else self.event
+
+
+def entries(frequency: int) -> int:
+    """Room for the maps: what all CPUs can make in eight polls if every stack is new.
+
+    A map is drained when a quarter of it is full, so the worst case needs two polls' worth.
+    """
+    samples = 2 * len(possible_cpus()) * frequency * POLL_SECONDS * 8
+    return max(_MIN_ENTRIES, min(_MAX_ENTRIES, 1 << int(samples).bit_length()))
+
+
+def compile_program(options: CpuOptions) -> Program:
+    """Compile ``cpu.bpf.c`` for the options.
+
+    Raises:
+        BpflameError: This machine or kernel cannot run it.
+    """
+    machine = platform.machine()
+    if machine not in _REGS_WORDS:
+        raise BpflameError(f"bpflame does not know this architecture: {machine}")
+    btf = Btf.of_kernel()
+    room = entries(options.frequency)
+    defines: dict[str, int | None] = {
+        "BORN_ENTRIES": _BORN_ENTRIES,
+        "COUNT_ENTRIES": room,
+        "OWN_PID": os.getpid(),
+        "REGS_WORDS": _REGS_WORDS[machine],
+        "SIGNAL_LIVE": btf.offset("signal_struct", "live"),
+        "STACK_ENTRIES": room,
+        "TARGET_ENTRIES": _TARGET_ENTRIES,
+        "TASK_PID": btf.offset("task_struct", "pid"),
+        "TASK_SIGNAL": btf.offset("task_struct", "signal"),
+        "TASK_TGID": btf.offset("task_struct", "tgid"),
+    }
+    target = options.target
+    switches = {
+        "FILTER_CGROUP": target.cgroup is not None,
+        "FILTER_PID": bool(target.pids or target.command),
+        "FILTER_TID": bool(target.tids),
+        "FOLLOW_CHILDREN": bool(target.command) or target.children,
+        "INCLUDE_IDLE": options.idle,
+        "KERNEL_STACKS": options.kernel,
+        "KEY_CGROUP": options.cgroups,
+        "KEY_TID": options.threads,
+        "USER_STACKS": options.user,
+        "WEIGHT_PERIOD": options.event != "cpu-clock",
+    }
+    defines.update({name: None for name, on in switches.items() if on})
+    return Program("cpu", defines)
+
+
+def choose_targets(program: Program, options: CpuOptions, command_pid: int | None) -> None:
+    """Write the filters' maps."""
+    targets = BpfMap(program.map_fd("targets"), 4, 1)
+    for number in (*options.target.pids, *options.target.tids):
+        targets.update(number.to_bytes(4, "little"), _NOW)
+    if command_pid is not None:
+        targets.update(command_pid.to_bytes(4, "little"), _FROM_EXEC)
+    if options.target.cgroup is not None:
+        folder = os.open(options.target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        groups = BpfMap(program.map_fd("cgroup_target"), 4, 4)
+        groups.update(bytes(4), folder.to_bytes(4, "little"))
+        os.close(folder)
+
+
+def cpu_events(program: Program, options: CpuOptions, counts: StackCounts) -> CpuEvents:
+    """The sampling events, not open yet.
+
+    Raises:
+        UsageError: The event or the rate cannot be had.
+    """
+    return CpuEvents(
+        sampling_attr(options.event, options.frequency),
+        options.event,
+        program.load("bpflame_cpu", PERF_EVENT),
+        options.cpus,
+        lambda: counts.counters.by_cpu(TICKS),
+        steady=options.event == "cpu-clock",
+    )
