@@ -1,0 +1,78 @@
+"""The command line: arguments to a command, errors to the user."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from bpflame import __version__
+from bpflame.commands import cpu, doctor, render
+from bpflame.console import Console
+from bpflame.errors import BpflameError, UsageError
+
+COMMANDS = (cpu, render, doctor)
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our way to fail: an exception, printed in one place."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, f"see: {self.prog} --help")
+
+
+def parser() -> Parser:
+    """All commands and their options."""
+    top = Parser(
+        prog="bpflame",
+        description="Where a Linux system spends its time: BPF stack profiles as flame graphs.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"bpflame {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run bpflame; returns its exit code.
+
+    0 ok; with ``-- COMMAND`` the command's own; 1 cannot record or write; 2 wrong usage or bad
+    input; 130 interrupted before anything was recorded.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] | None = None
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, command = arguments[:split], arguments[split + 1 :]
+    console = Console()
+    try:
+        options, extra = parser().parse_known_args(arguments)
+        if extra:
+            _refuse(extra)
+        options.command = command
+        return int(options.run(options))
+    except BpflameError as error:
+        console.error(error.message, error.hint)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone; say nothing, also not when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+
+
+def _refuse(extra: list[str]) -> NoReturn:
+    if extra[0].startswith("-") and extra[0] != "-":
+        raise UsageError(f"unknown option: {extra[0]}", "see: bpflame --help")
+    raise UsageError(
+        f"unexpected argument: {extra[0]}",
+        f"to record a command, put -- before it: bpflame cpu -- {' '.join(extra)}",
+    )

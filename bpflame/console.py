@@ -1,0 +1,77 @@
+"""What a user sees on the terminal: plain lines on stderr, data on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+_INTERVAL = 0.25  # seconds between two pictures of the progress line
+
+
+def safe(text: str) -> str:
+    """Text that cannot steer a terminal: what is not printable becomes an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Console:
+    """Messages and one line of progress.
+
+    Args:
+        quiet: Say nothing but errors.
+        progress: Show progress; None to do so when stderr is a terminal.
+        color: ``auto``, ``always`` or ``never``.
+    """
+
+    def __init__(self, quiet: bool = False, progress: bool | None = None, color: str = "auto"):
+        terminal = sys.stderr.isatty()
+        self._quiet = quiet
+        self._progress = (terminal if progress is None else progress) and not quiet
+        wanted = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._color = color == "always" or (color == "auto" and wanted)
+        self._shown = False
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if not self._quiet:
+            self._clear()
+            print(f"bpflame: {safe(text)}", file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line that must not be missed."""
+        self._clear()
+        print(f"bpflame: {self._paint('33', 'warning:')} {safe(text)}", file=sys.stderr, flush=True)
+
+    def error(self, text: str, hint: str = "") -> None:
+        """What failed, and what to do about it."""
+        self._clear()
+        print(f"bpflame: {self._paint('31', 'error:')} {safe(text)}", file=sys.stderr)
+        for line in hint.splitlines():
+            print(f"  {safe(line)}", file=sys.stderr)
+        sys.stderr.flush()
+
+    def progress(self, text: str, force: bool = False) -> None:
+        """Replace the line of progress, at most a few times a second."""
+        now = time.monotonic()
+        if not self._progress or (now - self._last < _INTERVAL and not force):
+            return
+        self._last = now
+        width = _columns() - 1
+        print(f"\r{safe(text)[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def _clear(self) -> None:
+        if self._shown:
+            print("\r" + " " * (_columns() - 1) + "\r", end="", file=sys.stderr)
+            self._shown = False
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
+
+
+def _columns() -> int:
+    try:
+        return max(os.get_terminal_size(2).columns, 20)
+    except OSError:
+        return 80

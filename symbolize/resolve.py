@@ -1,0 +1,96 @@
+"""RawProfile -> Profile: every address becomes a frame."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from bpflame.profile import Frame, FrameKind, Profile, Reason, Sample
+from bpflame.raw import AbsoluteAddress, RawProfile, RawSample
+from bpflame.symbolize.images import Images
+from bpflame.symbolize.kernel import KernelSymbols, strip_own_glue
+from bpflame.symbolize.process import Place, resolve_user
+
+LOST = Frame("[stack lost]", unnamed=Reason.MISSING_STACK)
+
+
+def symbolize(
+    raw: RawProfile,
+    hurried: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """Name the frames of a recording.
+
+    Args:
+        raw: The recording; its files must still be open.
+        hurried: Once it returns True, the rest is left without names, which is counted.
+        progress: Told the number of files done and of all files.
+    """
+    places = {(sample.space, each) for sample in raw.samples for each in _calls(sample.user)}
+    with contextlib.closing(Images(raw.files)) as images:
+        user = resolve_user(places, images, hurried, progress)
+    kernel = _resolve_kernel(raw, hurried)
+    samples = tuple(
+        Sample(_stack(sample, user, kernel), sample.value, sample.task) for sample in raw.samples
+    )
+    counters = {**raw.meta.counters, **_unnamed(samples)}
+    meta = dataclasses.replace(raw.meta, counters=counters)
+    return Profile(raw.kind, raw.unit, samples, meta)
+
+
+def _calls(addresses: tuple[AbsoluteAddress, ...]) -> Iterator[AbsoluteAddress]:
+    """The instructions of a stack, leaf first.
+
+    All but the leaf are return addresses, which can lie past the end of the function that made the
+    call (when it never returns): the byte before belongs to the call.
+    """
+    for depth, address in enumerate(addresses):
+        yield AbsoluteAddress(address - 1) if depth and address else address
+
+
+def _resolve_kernel(raw: RawProfile, hurried: Callable[[], bool]) -> dict[AbsoluteAddress, Frame]:
+    addresses = sorted({each for sample in raw.samples for each in _calls(sample.kernel)})
+    if not addresses:
+        return {}
+    if hurried():
+        return {each: _bare(each, Reason.NOT_RESOLVED) for each in addresses}
+    symbols = KernelSymbols.from_text(raw.kallsyms, raw.modules)
+    reason = Reason.RESTRICTED if symbols.restricted else Reason.NO_SYMBOL
+    found = symbols.resolve(np.array(addresses, dtype=np.uint64))
+    return {
+        address: _bare(address, reason)
+        if name is None
+        else Frame(name[0], FrameKind.KERNEL, name[1] or "kernel")
+        for address, name in zip(addresses, found, strict=True)
+    }
+
+
+def _bare(address: int, reason: Reason) -> Frame:
+    if reason is Reason.RESTRICTED:
+        return Frame("[kernel]", FrameKind.KERNEL, "kernel", unnamed=reason)
+    return Frame(f"[kernel+{address:#x}]", FrameKind.KERNEL, "kernel", unnamed=reason)
+
+
+def _stack(
+    sample: RawSample, user: dict[Place, Frame], kernel: dict[AbsoluteAddress, Frame]
+) -> tuple[Frame, ...]:
+    """The frames of a sample, root first: user code, then the kernel on its behalf."""
+    own = [user[sample.space, each] for each in _calls(sample.user)]
+    inner = strip_own_glue([kernel[each] for each in _calls(sample.kernel)])
+    lost = [LOST] if sample.lost else []
+    return (*reversed(own), *lost, *reversed(inner))
+
+
+def _unnamed(samples: Iterable[Sample]) -> dict[str, int]:
+    """Weight of samples with a frame that has no name, and the weight by reason of the leaf-most."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        reasons = [frame.unnamed for frame in sample.stack if frame.unnamed is not None]
+        if reasons:
+            counts["unnamed"] += sample.value
+            counts[f"unnamed: {reasons[-1].value}"] += sample.value
+    return dict(counts)
