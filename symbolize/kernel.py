@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bpflame.profile import Frame
 from bpflame.symbolize.symbol_table import GLOBAL, LOCAL, WEAK, Symbols, SymbolTable
 
 _PAGE = np.uint64(4096)
@@ -141,25 +142,26 @@ class KernelSymbols:
         return regions
 
 
-def own_glue(names: Sequence[str]) -> int:
-    """How many frames at the leaf are there only because bpflame took this stack.
+def strip_own_glue(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The frames without those at the leaf that are there only because bpflame took the stack.
 
-    That is our BPF program, what it called, and the tracepoint or perf glue that called it. A
-    program of anyone else at the leaf is time it really spent, and so is all above the glue.
+    That is our BPF program, what it called, and the tracepoint or perf glue that called it. The
+    program of anyone else at the leaf is time really spent, and so is the glue that called it.
 
     Args:
-        names: Kernel frames, leaf first.
-
-    Returns:
-        The number of frames to drop from the start of ``names``; 0 when none of our programs is at the leaf.
+        frames: Kernel frames, leaf first.
     """
-    own = (depth for depth, name in enumerate(names[:_HELPER_DEPTH]) if _OWN_PROGRAM.match(name))
+    own = (
+        depth
+        for depth, frame in enumerate(frames[:_HELPER_DEPTH])
+        if _OWN_PROGRAM.match(frame.name)
+    )
     depth = next(own, -1) + 1
     if not depth:
-        return 0
-    while depth < len(names) and _GLUE.fullmatch(names[depth]):
+        return frames
+    while depth < len(frames) and _GLUE.fullmatch(frames[depth].name):
         depth += 1
-    return depth
+    return frames[depth:]
 
 
 def _parse(
