@@ -346,8 +346,8 @@ def _build_id(notes: bytes, align: int, byte_order: str) -> bytes:
             notes, "<u4" if byte_order == "little" else ">u4", 3, position
         ).tolist()
         name = position + 12
-        content = name + -(-name_size // align) * align
+        content = -(-(name + name_size) // align) * align
         if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
             return notes[content : content + size] if size <= _MAX_BUILD_ID else b""
-        position = content + -(-size // align) * align
+        position = -(-(content + size) // align) * align
     return b""
