@@ -101,12 +101,12 @@ def build(
     word = "Q" if bits == 64 else "I"
     header_size, segment_size, section_size = (64, 56, 64) if bits == 64 else (52, 32, 40)
     body, position = b"", header_size + segment_size * len(segments)
-    rows = b""
+    table = b""
     for section in sections:
         size = len(section.data) if section.size is None else section.size
         offset = position + len(body) if section.offset is None else section.offset
         body += section.data
-        rows += struct.pack(
+        table += struct.pack(
             f"{order}II4{word}II2{word}",
             *(0, section.kind, section.flags, section.address, offset, size),
             *(section.link, 0, 1, section.entry),
@@ -131,4 +131,4 @@ def build(
         *(3, 62, 1, 0, header_size, position + len(body), 0),
         *(header_size, segment_size, len(segments), section_size, len(sections), 0),
     )
-    return header + programs + body + rows
+    return header + programs + body + table
