@@ -1,4 +1,4 @@
-/* fork_storm: many processes that each live 2 to 10 ms, and are gone before anyone can ask who
+/* fork_storm: many processes that each work 4 to 10 ms, and are gone before anyone can ask who
  * they were.
  *
  * truth: short_lived_work=98
@@ -6,7 +6,7 @@
  *
  * The truth is about the children's samples: at least 95 % of them have short_lived_work. The rest
  * is the birth and the end of a process: page faults, execve, the dynamic linker, exit. Every
- * fourth child executes this program again through /proc/self/exe before it works, at other
+ * eighth child executes this program again through /proc/self/exe before it works, at other
  * addresses; on most kernels it is then called "exe", the others "fork_storm". The parent, on under
  * a tenth of a CPU, shows fork and waitpid.
  *
@@ -40,7 +40,7 @@ VISIBLE void short_lived_work(double cpu_seconds)
 
 static void start_child(int executes)
 {
-    double cpu_seconds = (2000 + draw(8001)) * 1e-6;
+    double cpu_seconds = (4000 + draw(6001)) * 1e-6;
     char text[32];
     pid_t pid = fork();
 
@@ -100,7 +100,7 @@ int main(int argc, char **argv)
         if (started - reaped >= at_a_time)
             reap_child();
         sleep_until(next);
-        start_child(started % 4 == 3);
+        start_child(started % 8 == 7);
         next += interval * draw(2001) / 1000;
         if (next < wall_seconds())
             next = wall_seconds();
