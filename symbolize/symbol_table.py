@@ -147,11 +147,8 @@ def _ends(symbols: Symbols) -> NDArray[np.uint64]:
 
 def _best_last(symbols: Symbols, name_of: NameSource) -> NDArray[np.int64]:
     """The order that sorts by start, the best symbol of each address last; shape (n,)."""
-    rank = (
-        (symbols.size > 0).astype(np.uint8) * 8
-        + symbols.function.astype(np.uint8) * 4
-        + symbols.binding
-    )
+    # Where a symbol has a size, _covered_labels has removed those without.
+    rank = symbols.function.astype(np.uint8) * 4 + symbols.binding
     order = np.lexsort((rank, symbols.start))
     if not order.size:
         return order

@@ -130,6 +130,28 @@ def test_dynsym_names_what_symtab_lacks(make: Open) -> None:
     assert at(image, 0x1000) == ["public"]
 
 
+def test_binding_decides_between_aliases(make: Open) -> None:
+    image = make(
+        symbols=[
+            Symbol("local_longest", 0x1000, 8, binding=elf.LOCAL),
+            Symbol("weak_longer", 0x1000, 8, binding=elf.WEAK),
+            Symbol("strong", 0x1000, 8),
+            Symbol("local_longest", 0x1010, 8, binding=elf.LOCAL),
+            Symbol("weak", 0x1010, 8, binding=elf.WEAK),
+            Symbol("weak_longer", 0x1020, 8, binding=elf.WEAK),
+            Symbol("unique", 0x1020, 8, binding=elf.UNIQUE),
+        ]
+    )
+    assert at(image, 0x1000, 0x1010, 0x1020) == ["strong", "weak", "unique"]
+
+
+def test_name_past_the_strings_is_no_name(make: Open) -> None:
+    data = bytearray(elf.build(symbols=[*ONE, Symbol("g", 0x1010, 0x10)]))
+    first = data.index(elf.symbol_data(ONE, [1], 64, "<")[24:])
+    data[first : first + 4] = b"\xff" * 4
+    assert at(make(bytes(data)), 0x1000, 0x1010) == [None, "g"]
+
+
 def test_no_section_table_means_no_names(make: Open) -> None:
     data = bytearray(elf.build(symbols=[Symbol("f", 0x1000, 0x10)]))
     data[0x28:0x30] = bytes(8)
@@ -305,10 +327,10 @@ def small_program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_random_damage_never_escapes(
     small_program: bytes, tmp_path: Path, seed: random.Random, edits: int, where: int
 ) -> None:
-    """Bytes of the headers, of the section table, of anywhere; or an end cut off."""
+    """Bytes of the headers, of the symbol and section tables, of anywhere; or an end cut off."""
     data = bytearray(small_program)
-    section_table = int.from_bytes(data[0x28:0x30], "little")
-    low, high = [(0, 0x400), (section_table, len(data)), (0, len(data)), (0, len(data))][where]
+    size = len(data)
+    low, high = [(0, 0x400), (size * 3 // 4, size), (0, size), (0, size)][where]
     for _ in range(edits):
         data[seed.randrange(low, high)] = seed.choice([0, 1, 0x7F, 0xFF, seed.randrange(256)])
     if where == 3:
