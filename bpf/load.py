@@ -123,7 +123,7 @@ class Program:
         BpflameError: The compiler or the verifier refused it; its message is part of the error.
     """
 
-    def __init__(self, name: str, defines: Mapping[str, int | None]) -> None:
+    def __init__(self, name: str, defines: Mapping[str, int | str | None]) -> None:
         bcc = load_bcc()
         flags = [
             "-D" + (key if value is None else f"{key}={value}")

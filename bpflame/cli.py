@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import bpflame.commands.cpu
+import bpflame.commands.doctor
+import bpflame.commands.render
 from bpflame import __version__
-from bpflame.commands import cpu, doctor, render
 from bpflame.console import Console
 from bpflame.errors import BpflameError, UsageError
 
-COMMANDS = (cpu, render, doctor)
+COMMANDS = (bpflame.commands.cpu, bpflame.commands.render, bpflame.commands.doctor)
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 

@@ -6,12 +6,15 @@ import os
 import sys
 import time
 
+from bpflame.flamegraph.text import printable
+
 _INTERVAL = 0.25  # seconds between two pictures of the progress line
 
 
-def safe(text: str) -> str:
-    """Text that cannot steer a terminal: what is not printable becomes an escape."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def shorten(text: str, width: int = 60) -> str:
+    """Text on one line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 class Console:
@@ -36,19 +39,19 @@ class Console:
         """One line for the user."""
         if not self._quiet:
             self._clear()
-            print(f"bpflame: {safe(text)}", file=sys.stderr, flush=True)
+            print(f"bpflame: {printable(text)}", file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """One line that must not be missed."""
         self._clear()
-        print(f"bpflame: {self._paint('33', 'warning:')} {safe(text)}", file=sys.stderr, flush=True)
+        print(f"bpflame: {self._paint('33', 'warning:')} {printable(text)}", file=sys.stderr, flush=True)
 
     def error(self, text: str, hint: str = "") -> None:
         """What failed, and what to do about it."""
         self._clear()
-        print(f"bpflame: {self._paint('31', 'error:')} {safe(text)}", file=sys.stderr)
+        print(f"bpflame: {self._paint('31', 'error:')} {printable(text)}", file=sys.stderr)
         for line in hint.splitlines():
-            print(f"  {safe(line)}", file=sys.stderr)
+            print(f"  {printable(line)}", file=sys.stderr)
         sys.stderr.flush()
 
     def progress(self, text: str, force: bool = False) -> None:
@@ -58,7 +61,7 @@ class Console:
             return
         self._last = now
         width = _columns() - 1
-        print(f"\r{safe(text)[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        print(f"\r{printable(text)[:width]:<{width}}", end="", file=sys.stderr, flush=True)
         self._shown = True
 
     def _clear(self) -> None:

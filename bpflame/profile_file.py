@@ -72,7 +72,9 @@ def read_profile(data: IO[bytes], name: str) -> Profile:
         version = document["bpflame"]
         if version != VERSION:
             raise InputError(
-                name, f"written in version {version!r} of the format", f"this bpflame reads {VERSION}"
+                name,
+                f"written in version {version!r} of the format",
+                f"this bpflame reads {VERSION}",
             )
         return _profile(document)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
@@ -122,10 +124,10 @@ def _reason(value: str | None) -> Reason | None:
 
 
 def _metadata(fields: dict[str, Any]) -> Metadata:
-    known = {}
-    for field in dataclasses.fields(Metadata):
-        if field.name in fields and field.name != "counters":
-            default = field.default
-            known[field.name] = type(default)(fields[field.name])
+    known = {
+        name: type(value)(fields[name])
+        for name, value in dataclasses.asdict(Metadata()).items()
+        if name in fields and name != "counters"
+    }
     counters = {str(name): int(count) for name, count in fields.get("counters", {}).items()}
     return Metadata(**known, counters=counters)

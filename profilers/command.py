@@ -82,8 +82,7 @@ class Command:
             self._reap(os.WNOHANG)
             raise UsageError(f"cannot run {self._path}: {os.strerror(int(problem))}")
 
-    @property
-    def exit_code(self) -> int | None:
+    def poll(self) -> int | None:
         """Its exit code, 128 + N when signal N killed it; None while it runs."""
         status = self._status if self._status is not None else self._reap(os.WNOHANG)
         if status is None:
@@ -103,11 +102,11 @@ class Command:
 
     def end(self, signals: StopSignals) -> bool:
         """Ask it to end (SIGTERM) if it still runs; returns False when it does not."""
-        if self.exit_code is not None:
+        if self.poll() is not None:
             return True
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
-        while self.exit_code is None:
+        while self.poll() is None:
             left = deadline - time.monotonic()
             if left <= 0 or signals.hurried:
                 return False
@@ -124,7 +123,7 @@ class Command:
         self._gate = self._failure = self.pidfd = -1
 
     def _signal(self, number: int) -> None:
-        if self.exit_code is None:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
     def _reap(self, flags: int) -> int | None:

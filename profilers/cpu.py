@@ -12,13 +12,16 @@ import platform
 
 from bpflame.bpf.btf import Btf
 from bpflame.bpf.counters import TICKS
-from bpflame.bpf.cpus import possible_cpus
+from bpflame.bpf.cpus import online_cpus, possible_cpus
 from bpflame.bpf.load import PERF_EVENT, Program
 from bpflame.bpf.maps import BpfMap
 from bpflame.bpf.perf_event import sampling_attr
-from bpflame.errors import BpflameError
+from bpflame.errors import BpflameError, UsageError
+from bpflame.profile import Metadata
+from bpflame.profilers.command import Command
 from bpflame.profilers.counting import StackCounts
 from bpflame.profilers.cpu_events import CpuEvents
+from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.target import Target
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
@@ -60,6 +63,14 @@ class CpuOptions:
     def unit(self) -> str:
         """The unit of the profile's values."""
         return "samples" if self.event == "cpu-clock" else self.event
+
+    def check(self) -> None:
+        """Raise UsageError if the CPUs or the rate cannot be had here."""
+        sampling_attr(self.event, self.frequency)
+        missing = set(self.cpus or ()) - set(online_cpus())
+        if missing:
+            names = ",".join(map(str, sorted(missing)))
+            raise UsageError(f"-C {names}: not online", f"online are {online_cpus()}")
 
 
 def entries(frequency: int) -> int:
@@ -111,31 +122,49 @@ def compile_program(options: CpuOptions) -> Program:
     return Program("cpu", defines)
 
 
-def choose_targets(program: Program, options: CpuOptions, command_pid: int | None) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """A compiled program, ready for its targets."""
+
+    options: CpuOptions
+    program: Program
+
+    def recorder(self, command: Command | None, meta: Metadata) -> Recorder:
+        """Load the program, set its filters, and give what records.
+
+        Raises:
+            UsageError: The event or the rate cannot be had.
+            BpflameError: The kernel refuses the program.
+        """
+        options, program = self.options, self.program
+        room = entries(options.frequency)
+        counts = StackCounts(program, room, room)
+        events = CpuEvents(
+            sampling_attr(options.event, options.frequency),
+            options.event,
+            program.load("bpflame_cpu", PERF_EVENT),
+            options.cpus,
+            lambda: counts.counters.by_cpu(TICKS),
+            steady=options.event == "cpu-clock",
+        )
+        choose_targets(program, options.target, None if command is None else command.pid)
+        return Recorder(program, events, counts, options.target, command, meta, "cpu", options.unit)
+
+
+def prepare(options: CpuOptions) -> Prepared:
+    """Compile the program: the slow part, before anything is started."""
+    return Prepared(options, compile_program(options))
+
+
+def choose_targets(program: Program, target: Target, command_pid: int | None) -> None:
     """Write the filters' maps."""
     targets = BpfMap(program.map_fd("targets"), 4, 1)
-    for number in (*options.target.pids, *options.target.tids):
+    for number in (*target.pids, *target.tids):
         targets.update(number.to_bytes(4, "little"), _NOW)
     if command_pid is not None:
         targets.update(command_pid.to_bytes(4, "little"), _FROM_EXEC)
-    if options.target.cgroup is not None:
-        folder = os.open(options.target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    if target.cgroup is not None:
+        folder = os.open(target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         groups = BpfMap(program.map_fd("cgroup_target"), 4, 4)
         groups.update(bytes(4), folder.to_bytes(4, "little"))
         os.close(folder)
-
-
-def cpu_events(program: Program, options: CpuOptions, counts: StackCounts) -> CpuEvents:
-    """The sampling events, not open yet.
-
-    Raises:
-        UsageError: The event or the rate cannot be had.
-    """
-    return CpuEvents(
-        sampling_attr(options.event, options.frequency),
-        options.event,
-        program.load("bpflame_cpu", PERF_EVENT),
-        options.cpus,
-        lambda: counts.counters.by_cpu(TICKS),
-        steady=options.event == "cpu-clock",
-    )

@@ -176,7 +176,7 @@ class Recorder:
         end = None if duration is None else began + duration
         settled = began
         child = None if self._command is None else self._command.pidfd
-        while not signals.stopped and (self._command is None or self._command.exit_code is None):
+        while not signals.stopped and (self._command is None or self._command.poll() is None):
             now = time.monotonic()
             if end is not None and now >= end:
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from pathlib import Path
 
 from bpflame.errors import UsageError
@@ -56,7 +57,7 @@ class Target:
     def describe(self) -> str:
         """The choice as a phrase, for titles and messages."""
         if self.command:
-            return " ".join(self.command)
+            return shlex.join(self.command)
         parts = []
         if self.pids:
             parts.append(", ".join(_named("pid", pid) for pid in self.pids))

@@ -64,8 +64,8 @@ def _name(key: FileKey, image: ElfImage | Reason, offsets: list[FileOffset]) -> 
     module = module_name(key.path)
     if image is Reason.ANONYMOUS:
         # One name for all of it: without a map, JIT code has no bounds to tell functions apart.
-        name = f"[{module.strip('[]')}]"
-        yield from (Frame(name, FrameKind.USER, module, unnamed=image) for _ in offsets)
+        all_of_it = Frame(f"[{module.strip('[]')}]", FrameKind.USER, module, unnamed=image)
+        yield from (all_of_it for _ in offsets)
     elif isinstance(image, Reason):
         yield from (_bare(module, offset, image) for offset in offsets)
     else:

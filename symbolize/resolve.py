@@ -79,14 +79,27 @@ def _stack(
     sample: RawSample, user: dict[Place, Frame], kernel: dict[AbsoluteAddress, Frame]
 ) -> tuple[Frame, ...]:
     """The frames of a sample, root first: user code, then the kernel on its behalf."""
-    own = [user[sample.space, each] for each in _calls(sample.user)]
+    own = _connected(user[sample.space, each] for each in _calls(sample.user))
     inner = strip_own_glue([kernel[each] for each in _calls(sample.kernel)])
     lost = [LOST] if sample.lost else []
-    return (*reversed(own), *lost, *reversed(inner))
+    return (*reversed(list(own)), *lost, *reversed(inner))
+
+
+def _connected(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Frames, leaf first, as far as they are a stack.
+
+    A return address in no mapping is where a walk along frame pointers met code that uses the
+    register for something else. What it gives from there on is chance, and would scatter one
+    stack over many.
+    """
+    for frame in frames:
+        yield frame
+        if frame.unnamed is Reason.UNMAPPED:
+            return
 
 
 def _unnamed(samples: Iterable[Sample]) -> dict[str, int]:
-    """Weight of samples with a frame that has no name, and the weight by reason of the leaf-most."""
+    """Weight of samples with a frame without a name: in all, and by the leaf-most one's reason."""
     counts: Counter[str] = Counter()
     for sample in samples:
         reasons = [frame.unnamed for frame in sample.stack if frame.unnamed is not None]

@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "samples" / "workloads"
 KINDS = ("fp", "nofp")
 VERIFIED = ("hostile", "syscalls", "three_paths", "threads", "virtual_calls")
-PROGRAMS = (*VERIFIED, "exec_chain", "exec_chain_a", "exec_chain_b", "fork_storm")
+PROGRAMS = (*VERIFIED, "exec_chain", "exec_chain_a", "exec_chain_b", "fork_storm", "many_stacks")
 WITH_TRUTH = (
     "exec_chain.c",
     "fork_storm.c",

@@ -1,0 +1,109 @@
+"""What every command does with a finished profile: write it, and say what it is worth."""
+
+from __future__ import annotations
+
+import io
+from typing import IO
+
+from bpflame.output import FOLDED, SVG, Output
+from bpflame.profile import Profile
+from bpflame.profile_file import write_profile
+
+UNNAMED = "unnamed: "
+
+
+def write(profile: Profile, output: Output, by: str) -> None:
+    """Write a profile in the form that the output asks for.
+
+    Args:
+        profile: Without root frames for its tasks.
+        output: Where to.
+        by: What the root frame tells apart; pictures and folded text have it, recordings keep all.
+
+    Raises:
+        UsageError: The recording did not keep what ``by`` asks for.
+        BpflameError: The file cannot be written.
+    """
+
+    def writer(out: IO[bytes]) -> None:
+        if output.kind not in (SVG, FOLDED):
+            write_profile(profile, out)
+            return
+        # Not before something was recorded: svgwrite takes a while to load.
+        from bpflame.flamegraph.folded import write_folded
+        from bpflame.flamegraph.transforms import group_by
+
+        text = io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace", newline="\n")
+        grouped = group_by(profile, by)
+        if output.kind == SVG:
+            from bpflame.flamegraph.svg import SvgOptions, write_svg
+
+            write_svg(grouped, text, SvgOptions())
+        else:
+            write_folded(grouped, text)
+        text.flush()
+        text.detach()
+
+    output.write(writer)
+
+
+def audit(profile: Profile) -> str:
+    """The line that every recording ends with: nothing is lost in silence."""
+    meta, count = profile.meta, profile.meta.counters
+    samples = count.get("samples", 0)
+    lost = count.get("lost_samples", 0)
+    stacks = len({sample.stack for sample in profile.samples})
+    parts = [
+        f"{samples:,} samples in {meta.duration:.1f} s on {meta.cpus} CPUs",
+        f"{lost:,} lost" + (f" ({lost / samples:.1%})" if lost else ""),
+        f"{stacks:,} stacks",
+    ]
+    for name, text in (
+        ("lost_stacks", "stacks without room"),
+        ("lost_mappings", "mapping records lost"),
+        ("lost_children", "new processes not followed"),
+        ("reopened_cpus", "CPUs sampled again after they came online"),
+        ("own_samples", "of bpflame itself left out"),
+    ):
+        if count.get(name):
+            parts.append(f"{count[name]:,} {text}")
+    parts.append(_unnamed(profile))
+    return "; ".join(parts)
+
+
+def _unnamed(profile: Profile) -> str:
+    count, total = profile.meta.counters, profile.total
+    unnamed = count.get("unnamed", 0)
+    if not unnamed or not total:
+        return "all frames named"
+    reasons = {
+        name.removeprefix(UNNAMED): value
+        for name, value in count.items()
+        if name.startswith(UNNAMED)
+    }
+    top = sorted(reasons, key=lambda reason: (-reasons[reason], reason))[:2]
+    why = ", ".join(f"{reason} {reasons[reason] / total:.1%}" for reason in top)
+    return f"{unnamed / total:.1%} with a frame without a name ({why})"
+
+
+def summary(profile: Profile, output: Output, exit_code: int) -> dict[str, object]:
+    """The same for machines: ``--json``; docs/format.md describes the fields."""
+    meta = profile.meta
+    return {
+        "schema": 1,
+        "kind": profile.kind,
+        "unit": profile.unit,
+        "output": output.path,
+        "target": meta.target,
+        "host": meta.host,
+        "kernel": meta.kernel,
+        "cpus": meta.cpus,
+        "event": meta.event,
+        "frequency": meta.frequency,
+        "start": meta.start,
+        "duration": meta.duration,
+        "total": profile.total,
+        "stacks": len({sample.stack for sample in profile.samples}),
+        "counters": dict(meta.counters),
+        "exit_code": exit_code,
+    }
