@@ -20,6 +20,7 @@ WITH_TRUTH = (
     "fork_storm.c",
     "hostile.c",
     "interpreted.py",
+    "many_stacks.c",
     "pipeline.sh",
     "syscalls.c",
     "three_paths.c",
