@@ -14,6 +14,7 @@ made for it.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from typing import Protocol
 
@@ -196,10 +197,8 @@ def _flatten(
     alone = ~(overlaps_previous[:-1] | overlaps_previous[1:])
     if alone.all():
         return start, end, owner
-    pieces = _cut(start[~alone].tolist(), end[~alone].tolist())
-    cut_start = np.array([piece[0] for piece in pieces], np.uint64)
-    cut_end = np.array([piece[1] for piece in pieces], np.uint64)
-    cut_owner = owner[~alone][np.array([piece[2] for piece in pieces], np.int64)]
+    cut_start, cut_end, cut_owner = _cut(start[~alone], end[~alone])
+    cut_owner = owner[~alone][cut_owner]
     start = np.concatenate((start[alone], cut_start))
     end = np.concatenate((end[alone], cut_end))
     owner = np.concatenate((owner[alone], cut_owner))
@@ -207,20 +206,30 @@ def _flatten(
     return start[order], end[order], owner[order]
 
 
-def _cut(starts: list[int], ends: list[int]) -> list[tuple[int, int, int]]:
+def _cut(
+    start: NDArray[np.uint64], end: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
     """The sweep of :func:`_flatten`: each symbol is pushed and popped once, so it is linear."""
-    pieces: list[tuple[int, int, int]] = []
-    open_symbols: list[int] = []
+    # Arrays: a list of tuples takes 2 GB for the largest file that is read.
+    cut_start, cut_end, cut_owner = array.array("Q"), array.array("Q"), array.array("q")
+    starts, ends = array.array("Q", start.tobytes()), array.array("Q", end.tobytes())
+    starts.append(int(end.max()))
+    open_symbols = array.array("q")
     position = 0
-    for index in range(len(starts) + 1):
-        upto = starts[index] if index < len(starts) else max(ends)
+    for index, upto in enumerate(starts):
         while open_symbols and position < upto:
             top = open_symbols[-1]
             if ends[top] > position:
-                pieces.append((position, min(ends[top], upto), top))
-                position = pieces[-1][1]
+                cut_start.append(position)
+                cut_owner.append(top)
+                position = min(ends[top], upto)
+                cut_end.append(position)
             if ends[top] <= position:
                 open_symbols.pop()
         position = upto
         open_symbols.append(index)
-    return pieces
+    return (
+        np.frombuffer(cut_start, np.uint64),
+        np.frombuffer(cut_end, np.uint64),
+        np.frombuffer(cut_owner, np.int64),
+    )
