@@ -44,7 +44,11 @@ class Console:
     def warn(self, text: str) -> None:
         """One line that must not be missed."""
         self._clear()
-        print(f"bpflame: {self._paint('33', 'warning:')} {printable(text)}", file=sys.stderr, flush=True)
+        print(
+            f"bpflame: {self._paint('33', 'warning:')} {printable(text)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def error(self, text: str, hint: str = "") -> None:
         """What failed, and what to do about it."""

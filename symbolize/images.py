@@ -6,10 +6,9 @@ import os
 import re
 from collections.abc import Mapping as Dict
 
-from bpflame.errors import InputError
 from bpflame.profile import Reason
 from bpflame.raw import FileKey
-from bpflame.symbolize.elf import ElfImage
+from bpflame.symbolize.elf import BadElf, ElfImage
 
 _DELETED = " (deleted)"
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -61,8 +60,11 @@ class Images:
             strict = True
         if image is Reason.BAD_FILE and key.path.startswith(("/memfd:", "/dev/zero")):
             return Reason.ANONYMOUS
-        if isinstance(image, ElfImage) and not _same(image, key, strict):
-            return Reason.FILE_GONE
+        try:
+            if isinstance(image, ElfImage) and not _same(image, key, strict):
+                return Reason.FILE_GONE
+        except BadElf:
+            return Reason.BAD_FILE
         return image
 
     def _image(self, fd: int, path: str) -> ElfImage | Reason:
@@ -74,8 +76,7 @@ class Images:
         image: ElfImage | Reason
         try:
             image = ElfImage(fd, path)
-        except InputError:
-            os.close(fd)
+        except BadElf:
             image = Reason.BAD_FILE
         self._by_inode[identity] = image
         return image

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
 
-from bpflame.profile import Frame, FrameKind, Reason
+from bpflame.profile import Frame, Reason
 from bpflame.raw import AbsoluteAddress, AddressSpace, FileKey, FileOffset
-from bpflame.symbolize.elf import ElfImage
+from bpflame.symbolize.elf import BadElf, ElfImage
 from bpflame.symbolize.images import Images, module_name
 
 _VSYSCALL = 0xFFFFFFFFFF600000  # arch/x86/include/uapi/asm/vsyscall.h
@@ -60,23 +60,24 @@ def _nowhere(space: AddressSpace | None, address: AbsoluteAddress) -> Frame:
     return Frame("[unmapped]", unnamed=Reason.UNMAPPED)
 
 
-def _name(key: FileKey, image: ElfImage | Reason, offsets: list[FileOffset]) -> Iterator[Frame]:
+def _name(key: FileKey, image: ElfImage | Reason, offsets: list[FileOffset]) -> list[Frame]:
     module = module_name(key.path)
     if image is Reason.ANONYMOUS:
         # One name for all of it: without a map, JIT code has no bounds to tell functions apart.
-        all_of_it = Frame(f"[{module.strip('[]')}]", FrameKind.USER, module, unnamed=image)
-        yield from (all_of_it for _ in offsets)
-    elif isinstance(image, Reason):
-        yield from (_bare(module, offset, image) for offset in offsets)
-    else:
-        wanted = np.array(offsets, dtype=np.uint64)
+        return [Frame(f"[{module.strip('[]')}]", module=module, unnamed=image)] * len(offsets)
+    if isinstance(image, Reason):
+        return [_bare(module, offset, image) for offset in offsets]
+    wanted = np.array(offsets, dtype=np.uint64)
+    try:
+        names = image.resolve(wanted)
         addresses, _ = image.to_virtual(wanted)
-        for name, address in zip(image.resolve(wanted), addresses.tolist(), strict=True):
-            if name is None:
-                yield _bare(module, address, Reason.NO_SYMBOL)
-            else:
-                yield Frame(name, FrameKind.USER, module)
+    except BadElf:  # found on closer reading
+        return _name(key, Reason.BAD_FILE, offsets)
+    return [
+        _bare(module, address, Reason.NO_SYMBOL) if name is None else Frame(name, module=module)
+        for name, address in zip(names, addresses.tolist(), strict=True)
+    ]
 
 
 def _bare(module: str, address: int, reason: Reason) -> Frame:
-    return Frame(f"[{module.strip('[]')}+{address:#x}]", FrameKind.USER, module, unnamed=reason)
+    return Frame(f"[{module.strip('[]')}+{address:#x}]", module=module, unnamed=reason)

@@ -15,6 +15,9 @@ from bpflame.symbolize.images import Images
 from bpflame.symbolize.kernel import KernelSymbols, strip_own_glue
 from bpflame.symbolize.process import Place, resolve_user
 
+UNNAMED = "unnamed: "
+"""Begins the names of the counters of frames without a name, by :class:`Reason`."""
+
 LOST = Frame("[stack lost]", unnamed=Reason.MISSING_STACK)
 
 
@@ -37,7 +40,7 @@ def symbolize(
     samples = tuple(
         Sample(_stack(sample, user, kernel), sample.value, sample.task) for sample in raw.samples
     )
-    counters = {**raw.meta.counters, **_unnamed(samples)}
+    counters = {**raw.meta.counters, **_account(samples)}
     meta = dataclasses.replace(raw.meta, counters=counters)
     return Profile(raw.kind, raw.unit, samples, meta)
 
@@ -98,12 +101,13 @@ def _connected(frames: Iterable[Frame]) -> Iterator[Frame]:
             return
 
 
-def _unnamed(samples: Iterable[Sample]) -> dict[str, int]:
-    """Weight of samples with a frame without a name: in all, and by the leaf-most one's reason."""
+def _account(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many frames there are and how many have no name, by reason; each counts its weight."""
     counts: Counter[str] = Counter()
     for sample in samples:
-        reasons = [frame.unnamed for frame in sample.stack if frame.unnamed is not None]
-        if reasons:
-            counts["unnamed"] += sample.value
-            counts[f"unnamed: {reasons[-1].value}"] += sample.value
+        counts["frames"] += sample.value * len(sample.stack)
+        for frame in sample.stack:
+            if frame.unnamed is not None:
+                counts["unnamed_frames"] += sample.value
+                counts[UNNAMED + frame.unnamed.value] += sample.value
     return dict(counts)

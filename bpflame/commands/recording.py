@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -192,7 +193,9 @@ def _end(command: Command | None, signals: StopSignals, console: Console) -> int
 
 
 def _symbolize(raw: RawProfile, signals: StopSignals, console: Console) -> Profile:
-    # numpy takes a while to load: not before the recording has begun.
+    # numpy takes a while to load: not before the recording has begun. It would start a thread on
+    # each CPU for linear algebra, of which there is none here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from bpflame.symbolize.resolve import symbolize
 
     profile = symbolize(

@@ -9,7 +9,7 @@ from bpflame.output import FOLDED, SVG, Output
 from bpflame.profile import Profile
 from bpflame.profile_file import write_profile
 
-UNNAMED = "unnamed: "
+_UNNAMED = "unnamed: "
 
 
 def write(profile: Profile, output: Output, by: str) -> None:
@@ -72,18 +72,18 @@ def audit(profile: Profile) -> str:
 
 
 def _unnamed(profile: Profile) -> str:
-    count, total = profile.meta.counters, profile.total
-    unnamed = count.get("unnamed", 0)
-    if not unnamed or not total:
+    count = profile.meta.counters
+    frames, unnamed = count.get("frames", 0), count.get("unnamed_frames", 0)
+    if not unnamed:
         return "all frames named"
     reasons = {
-        name.removeprefix(UNNAMED): value
+        name.removeprefix(_UNNAMED): value
         for name, value in count.items()
-        if name.startswith(UNNAMED)
+        if name.startswith(_UNNAMED)
     }
     top = sorted(reasons, key=lambda reason: (-reasons[reason], reason))[:2]
-    why = ", ".join(f"{reason} {reasons[reason] / total:.1%}" for reason in top)
-    return f"{unnamed / total:.1%} with a frame without a name ({why})"
+    why = ", ".join(f"{reason}: {reasons[reason] / frames:.1%}" for reason in top)
+    return f"{unnamed / frames:.1%} of frames without a name ({why})"
 
 
 def summary(profile: Profile, output: Output, exit_code: int) -> dict[str, object]:
