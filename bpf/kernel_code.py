@@ -1,6 +1,7 @@
 """What a function of the running kernel calls, read from its machine code.
 
-Version numbers cannot tell whether a kernel has a fix: distributions carry fixes back. The code can.
+Version numbers cannot tell whether a kernel has a fix, since distributions carry fixes back. The
+code can.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from bpflame.bpf.maps import BpfMap
 from bpflame.bpf.perf_event import sampling_attr
 from bpflame.errors import BpflameError, UsageError
 from bpflame.profile import Metadata
+from bpflame.profilers.assemble import Kind
 from bpflame.profilers.command import Command
 from bpflame.profilers.counting import StackCounts
 from bpflame.profilers.cpu_events import CpuEvents
@@ -60,9 +61,9 @@ class CpuOptions:
     cgroups: bool = False
 
     @property
-    def unit(self) -> str:
-        """The unit of the profile's values."""
-        return "samples" if self.event == "cpu-clock" else self.event
+    def kind(self) -> Kind:
+        """What is measured: samples, or what the hardware counted between them."""
+        return Kind("cpu", "samples" if self.event == "cpu-clock" else self.event)
 
     def check(self) -> None:
         """Raise UsageError if the CPUs or the rate cannot be had here."""
@@ -148,7 +149,7 @@ class Prepared:
             steady=options.event == "cpu-clock",
         )
         choose_targets(program, options.target, None if command is None else command.pid)
-        return Recorder(program, events, counts, options.target, command, meta, "cpu", options.unit)
+        return Recorder(program, events, counts, options.target, command, options.kind, meta)
 
 
 def prepare(options: CpuOptions) -> Prepared:

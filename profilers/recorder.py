@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from bpflame.bpf import counters as names
@@ -17,15 +14,16 @@ from bpflame.bpf.load import Program
 from bpflame.bpf.mapping_ring import MappingRings
 from bpflame.bpf.perf_event import explain
 from bpflame.errors import Interrupted
-from bpflame.profile import Metadata, Task
+from bpflame.profile import Metadata
+from bpflame.profilers.assemble import Kind, assemble
 from bpflame.profilers.command import Command
-from bpflame.profilers.counting import CountKey, StackCounts
+from bpflame.profilers.counting import StackCounts
 from bpflame.profilers.files import FileKeeper
 from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.procfs import processes
 from bpflame.profilers.signals import StopSignals
-from bpflame.profilers.target import Target, cgroup_names
-from bpflame.raw import RawProfile, RawSample
+from bpflame.profilers.target import Target
+from bpflame.raw import RawProfile
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 1.0
@@ -74,9 +72,8 @@ class Recorder:
         counts: Its maps.
         target: Whom to record.
         command: The command behind its gate, if there is one.
+        kind: What is measured.
         meta: What is known of the recording beforehand.
-        kind: The question asked.
-        unit: Of the values.
     """
 
     def __init__(
@@ -86,18 +83,16 @@ class Recorder:
         counts: StackCounts,
         target: Target,
         command: Command | None,
+        kind: Kind,
         meta: Metadata,
-        kind: str,
-        unit: str,
     ) -> None:
         self._program = program
         self._source = source
         self._counts = counts
         self._target = target
         self._command = command
-        self._meta = meta
         self._kind = kind
-        self._unit = unit
+        self._meta = meta
         self._cpus: tuple[int, ...] = ()
         self._reopened = 0
         self._files = FileKeeper()
@@ -137,7 +132,13 @@ class Recorder:
                 self._source.close()
             elapsed = time.monotonic() - began
             self._settle(rings, last=True)
-            return self._finish(rings, start, elapsed)
+            meta = dataclasses.replace(
+                self._meta, cpus=len(self._cpus), start=start, duration=elapsed
+            )
+            extra = {"lost_mappings": rings.lost, "reopened_cpus": self._reopened}
+        return assemble(
+            self._kind, self._counts, self._tracker, self._files.files, self._target, meta, extra
+        )
 
     def close(self) -> None:
         """Detach everything, close every file."""
@@ -204,65 +205,3 @@ class Recorder:
         self._tracker.apply(rings.read(time.monotonic_ns()))
         self._tracker.sampled(pids)
         self._tracker.forget()
-
-    def _finish(self, rings: MappingRings, start: float, elapsed: float) -> RawProfile:
-        groups = cgroup_names() if any(key.cgroup for key, _ in self._counts.items()) else {}
-        samples, dropped = [], 0
-        for key, value in self._counts.items():
-            comm = os.fsdecode(key.comm.split(b"\0", 1)[0])
-            if self._target.comm is not None and not self._target.comm.search(comm):
-                dropped += value
-                continue
-            samples.append(self._sample(key, comm, groups, value))
-        total = self._counts.counters.total
-        kept = total(names.SAMPLES)
-        if dropped:
-            kept = sum(sample.value for sample in samples) if self._unit == "samples" else kept
-        counters = {
-            "samples": kept,
-            "lost_samples": total(names.LOST_SAMPLES),
-            "lost_value": total(names.LOST_VALUE),
-            "lost_stacks": total(names.LOST_STACKS),
-            "lost_mappings": rings.lost,
-            "lost_children": total(names.LOST_CHILDREN),
-            "own_samples": total(names.OWN),
-            "idle_samples": total(names.IDLE),
-            "reopened_cpus": self._reopened,
-        }
-        kernel = any(sample.kernel for sample in samples)
-        return RawProfile(
-            self._kind,
-            self._unit,
-            tuple(samples),
-            self._files.files,
-            _read("/proc/kallsyms") if kernel else b"",
-            _read("/proc/modules") if kernel else b"",
-            dataclasses.replace(
-                self._meta,
-                target=self._target.describe() if not self._meta.target else self._meta.target,
-                host=platform.node(),
-                kernel=platform.release(),
-                cpus=len(self._cpus),
-                start=start,
-                duration=elapsed,
-                counters=counters,
-            ),
-        )
-
-    def _sample(self, key: CountKey, comm: str, groups: dict[int, str], value: int) -> RawSample:
-        cgroup = groups.get(key.cgroup, f"cgroup {key.cgroup}") if key.cgroup else ""
-        return RawSample(
-            Task(key.pid, key.tid, comm, cgroup),
-            self._tracker.find(key.pid, key.born),
-            self._counts.stack(key.user),
-            self._counts.stack(key.kernel),
-            self._counts.lost(key.user) or self._counts.lost(key.kernel),
-            value,
-        )
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:  # no modules, or not for us
-        return b""
