@@ -32,8 +32,8 @@ def origin(profile: Profile) -> list[str]:
         ", ".join(filter(None, (meta.host, meta.kernel and f"Linux {meta.kernel}"))),
         _event(meta),
         time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(meta.start)) if meta.start else "",
-        f"{meta.duration:,.1f} s" if meta.duration else "",
-        format_value(profile.total, profile.unit),
+        f"recorded for {meta.duration:,.1f} s" if meta.duration else "",
+        _amount(profile),
     ]
     return [phrase for phrase in phrases if phrase]
 
@@ -47,7 +47,7 @@ def losses(profile: Profile, layout: Layout, minwidth: float) -> list[str]:
         minwidth: The least width of a box, in pixels.
     """
     phrases = [
-        f"{number:,} {name.replace('_', ' ')}"
+        f"{name.replace('_', ' ')}: {number:,}"
         for name, number in sorted(profile.meta.counters.items())
         if number and name.startswith(_LOSSES)
     ]
@@ -58,6 +58,13 @@ def losses(profile: Profile, layout: Layout, minwidth: float) -> list[str]:
             f" not drawn ({share})"
         )
     return phrases
+
+
+def _amount(profile: Profile) -> str:
+    if not profile.total:
+        return ""
+    amount = format_value(profile.total, profile.unit)
+    return f"{amount} in total" if profile.unit == "ns" else amount
 
 
 def _event(meta: Metadata) -> str:

@@ -113,7 +113,7 @@ class _Picture:
         drawing.set_desc(title=title)
         drawing.add(drawing.style(self._css()))
         drawing.add(drawing.rect(size=("100%", "100%"), class_="background"))
-        shown = fit(title, int((self.inner - _CONTROLS) / _TITLE_CHAR))
+        shown = fit(title, int(max(self.inner - _CONTROLS, 200) / _TITLE_CHAR))
         drawing.add(_text(shown, (PAD, 27), "title", title))
         for number, line in enumerate(self.subtitles):
             drawing.add(_text(line, (PAD, _HEADER + 6 + number * _LINE), "subtitle"))

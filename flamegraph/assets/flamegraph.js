@@ -27,10 +27,15 @@ const kinds = rects.map((rect, i) => {
   return rect.getAttribute("class")[0];
 });
 const hidden = (i) => kinds[i] === "h";
-const name = (i) => {
-  const text = plainTitle(rects[i].firstElementChild);
-  return text.slice(0, text.indexOf("\n"));
-};
+const names = new Array(rects.length);
+
+function name(i) {
+  if (names[i] === undefined) {
+    const text = rects[i].textContent;
+    names[i] = text.slice(0, text.indexOf("\n"));
+  }
+  return names[i];
+}
 
 let inner = frames.width.baseVal.value;  // width of the frames on screen, px
 let left = 0, span = x.length ? w[0] : 1;  // the part of the profile in view
@@ -123,15 +128,11 @@ frames.addEventListener("click", (event) => {
 
 // ---- Tooltips: the <title> of each frame, with its share of the view when zoomed
 
-const plain = new WeakMap();
-
-function plainTitle(title) {
-  return plain.get(title) || title.textContent;
-}
+const plain = new WeakMap();  // the titles as they are in the file
 
 function describe(rect) {
   const title = rect.firstElementChild;
-  const text = plainTitle(title);
+  const text = plain.get(title) || title.textContent;
   const [frame, amount, ...about] = text.split("\n");
   const width = Number(rect.getAttribute("width"));
   // Of an ancestor, the view is a part and not the other way round.
