@@ -61,7 +61,8 @@ class Btf:
         position = self._found.get(struct_name, 0) - 1
         # A scan for the name beats a walk over 100,000 types by a factor of ten; what is found by
         # chance inside another type is told apart by its kind and by having the member.
-        while (position := self._types.find(name.to_bytes(4, "little"), position + 1)) >= 0:
+        # 0 is the name of what has none, so of a struct that this kernel does not know.
+        while name and (position := self._types.find(name.to_bytes(4, "little"), position + 1)) >= 0:
             if position % 4:
                 continue
             found = self._member_offset(position, wanted)

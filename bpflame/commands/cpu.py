@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
         "cpu",
         help="where the CPU time goes",
         usage="bpflame cpu [options] [-- COMMAND ARGS...]",
-        description="Sample the stacks of what runs on the CPUs and draw them as a flame graph. "
+        description="Sample the stacks of what runs on the CPUs and draw them as a flame graph.\n"
         "Without a target: the whole system. Without -d and a command: until Ctrl-C.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

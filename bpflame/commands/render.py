@@ -85,7 +85,11 @@ def _parse(file: IO[bytes], name: str) -> Profile:
     file.seek(0)
     if start == MAGIC:
         return read_profile(file, name)
-    return read_folded(io.TextIOWrapper(file, "utf-8", errors="surrogateescape"), name)
+    text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
+    try:
+        return read_folded(text, name)
+    finally:
+        text.detach()
 
 
 def _default_name(path: str) -> str:
