@@ -5,7 +5,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const XHTML = "http://www.w3.org/1999/xhtml";
-const LABEL_PAD = 4, LABEL_MIN = 4, BASELINE = 12, EDGE_MIN = 3, CONTROLS = 560;
+const LABEL_PAD = 4, LABEL_MIN = 4, BASELINE = 12, EDGE_MIN = 3, CONTROLS = 560, CONTROLS_MIN = 240;
 
 const root = document.currentScript && document.currentScript.closest("svg.bpflame");
 if (!root) return;
@@ -277,6 +277,7 @@ function inUse() {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
+  if (!(event.target instanceof Element)) return;
   const typing = event.target.closest("input,textarea,select,[contenteditable]");
   if ((typing && typing !== field) || inUse() !== root) return;
   if (event.key === "/" && !typing) {
@@ -297,7 +298,8 @@ function resize(width) {
   if (!width) return;
   inner = Math.max(width - 2 * pad, 1);
   frames.setAttribute("width", inner);
-  const room = Math.min(CONTROLS, inner);
+  const beside = inner - root.querySelector("text.title").getComputedTextLength() - 16;
+  const room = Math.min(Math.max(beside, CONTROLS_MIN), CONTROLS, inner);
   place.setAttribute("x", width - pad - room);
   place.setAttribute("width", room);
   drawOverlay();

@@ -327,6 +327,17 @@ def test_picture_is_as_wide_as_the_window(show: Show) -> None:
         assert controls["x"] + controls["width"] == pytest.approx(width - 12, abs=1)
 
 
+def test_controls_give_way_to_the_title(show: Show) -> None:
+    page = show(draw(stacks()))
+    resize(page.driver, 640)
+    page.search("malloc")
+    page.click("parse")
+    title = page.find("text.title").rect
+    for control in page.all(".controls > *"):
+        assert control.rect["x"] >= title["x"] + title["width"]
+        assert control.rect["x"] + control.rect["width"] <= 640
+
+
 def test_without_its_script_the_file_is_the_same_picture(show: Show) -> None:
     live = show(draw(stacks()))
     resize(live.driver, 1200)
