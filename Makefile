@@ -4,43 +4,60 @@
 VENV := .venv
 STAMPS := .stamps
 PYTHON := $(VENV)/bin/python
+BPFLAME := $(VENV)/bin/bpflame
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Root must not leave its caches in a user's checkout.
+AS_ROOT := $(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI))
 
+UBUNTU := $(shell . /etc/os-release && [ "$$ID" = ubuntu ] && echo yes)
 APT_RUN := python3-bpfcc python3-venv
-APT_DEMO := gcc g++
-APT_TEST := binutils chromium chromium-driver gzip linux-perf tar
+APT_DEMO := binutils gcc g++ libc6-dev
+APT_TEST := gzip mount procps tar util-linux \
+	$(if $(UBUNTU),chromium-browser chromium-chromedriver linux-tools-common linux-tools-generic \
+	,bpftool chromium chromium-driver)
+APT_BENCH := bpfcc-tools linux-headers-$(shell dpkg --print-architecture) linux-perf
 
-.PHONY: help demo test lint install bench clean
+.PHONY: help install demo workloads test lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-demo: $(STAMPS)/run $(STAMPS)/demo  ## record a sample workload: demo/cpu.svg and demo/cpu.folded
-	@$(SUDO) sh samples/demo.sh $(PYTHON)
+install: $(STAMPS)/run  ## what a recording needs, nothing more
 
-test: $(STAMPS)/run $(STAMPS)/demo $(STAMPS)/test  ## set up, then the whole suite with real BPF
-	@$(SUDO) $(PYTHON) -m ruff check
-	@$(SUDO) $(PYTHON) -m ruff format --check
-	@$(SUDO) $(PYTHON) -m mypy
-	@$(SUDO) env CI="$(CI)" $(PYTHON) -m pytest
+demo: workloads  ## record sample workloads: demo/cpu.svg and demo/cpu.folded
+	@mkdir -p demo
+	@$(AS_ROOT) sh samples/demo.sh $(BPFLAME)
+
+test: lint workloads  ## set up, then the whole suite with real BPF
+	@$(AS_ROOT) $(PYTHON) -m pytest $(if $(SUDO),-p no:cacheprovider)
 
 lint: $(STAMPS)/test  ## ruff and mypy --strict
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy
 
-install: $(STAMPS)/run  ## only what a recording needs
+bench: workloads $(STAMPS)/bench  ## the figures of benchmarks/RESULTS.md
+	@$(AS_ROOT) $(PYTHON) benchmarks/run.py --write
 
-bench: $(STAMPS)/run $(STAMPS)/demo $(STAMPS)/test  ## the figures of benchmarks/RESULTS.md
-	@$(SUDO) $(PYTHON) benchmarks/run.py
+workloads: $(STAMPS)/run $(STAMPS)/demo
+	@$(MAKE) -s -C samples/workloads
 
-clean:  ## remove everything that the above made
+clean:  ## remove everything that the above made here
 	rm -rf $(VENV) $(STAMPS) demo build samples/build
 
+# Installs the packages of a list that are not there yet.
 define apt_install
-@missing=""; for p in $(1); do dpkg-query -Wf '$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
-if [ -n "$$missing" ]; then echo "installing:$$missing"; \
-  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
+@missing=""; \
+for package in $(1); do \
+	dpkg-query -Wf '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' \
+		|| missing="$$missing $$package"; \
+done; \
+if [ -n "$$missing" ]; then \
+	echo "installing$$missing"; \
+	$(SUDO) apt-get update -q && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends $$missing; \
+fi
 endef
 
 $(STAMPS)/run: pyproject.toml Makefile
@@ -56,4 +73,8 @@ $(STAMPS)/demo: Makefile
 $(STAMPS)/test: $(STAMPS)/run
 	$(call apt_install,$(APT_TEST))
 	@$(PYTHON) -m pip install -q -e '.[test]'
-	@mkdir -p $(STAMPS) && touch $@
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/run
+	$(call apt_install,$(APT_BENCH))
+	@touch $@
