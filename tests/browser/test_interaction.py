@@ -101,7 +101,7 @@ class Page:
         box = self.frame(name, nth).rect
         left, right = max(box["x"], 0), min(box["x"] + box["width"], 1280)
         actions = ActionBuilder(self.driver)
-        actions.pointer_action.move_to_location(
+        actions.pointer_action.move_to_location(  # type: ignore[no-untyped-call]
             int((left + right) / 2), int(box["y"] + box["height"] / 2)
         ).click()
         actions.perform()

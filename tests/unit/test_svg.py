@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.resources
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -34,11 +35,11 @@ def parse(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text.encode("utf-8"))
 
 
-def profile(*stacks: tuple[str, int], unit: str = "samples", **meta: object) -> Profile:
+def profile(*stacks: tuple[str, int], **meta: Any) -> Profile:
     samples = tuple(
         Sample(tuple(Frame(name) for name in stack.split(";")), value) for stack, value in stacks
     )
-    return Profile("cpu", unit, samples, Metadata(**meta))  # type: ignore[arg-type]
+    return Profile("cpu", "samples", samples, Metadata(**meta))
 
 
 def texts(root: ElementTree.Element, css_class: str) -> list[str]:
@@ -111,7 +112,7 @@ def test_inverted_puts_the_root_on_top() -> None:
 
 
 def test_subtitle_tells_where_the_profile_comes_from() -> None:
-    meta = {
+    meta: dict[str, Any] = {
         "target": "pid 12",
         "host": "web-1",
         "kernel": "6.18.5",
