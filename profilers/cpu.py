@@ -27,7 +27,7 @@ from bpflame.profilers.target import Target
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
 _BORN_ENTRIES = 1 << 16
-_TARGET_ENTRIES = 1 << 16
+_FOLLOWED = 1 << 16  # processes that live at one time
 _MIN_ENTRIES = 1 << 13
 _MAX_ENTRIES = 1 << 18
 _FROM_EXEC, _NOW = b"\1", b"\2"  # enum target, process.h
@@ -94,6 +94,8 @@ def compile_program(options: CpuOptions) -> Program:
         raise BpflameError(f"bpflame does not know this architecture: {machine}")
     btf = Btf.of_kernel()
     room = entries(options.frequency)
+    target = options.target
+    follow = bool(target.command) or target.children
     defines: dict[str, int | None] = {
         "BORN_ENTRIES": _BORN_ENTRIES,
         "COUNT_ENTRIES": room,
@@ -101,17 +103,16 @@ def compile_program(options: CpuOptions) -> Program:
         "REGS_WORDS": _REGS_WORDS[machine],
         "SIGNAL_LIVE": btf.offset("signal_struct", "live"),
         "STACK_ENTRIES": room,
-        "TARGET_ENTRIES": _TARGET_ENTRIES,
+        "TARGET_ENTRIES": _FOLLOWED if follow else len(target.pids) + len(target.tids) + 1,
         "TASK_PID": btf.offset("task_struct", "pid"),
         "TASK_SIGNAL": btf.offset("task_struct", "signal"),
         "TASK_TGID": btf.offset("task_struct", "tgid"),
     }
-    target = options.target
     switches = {
         "FILTER_CGROUP": target.cgroup is not None,
         "FILTER_PID": bool(target.pids or target.command),
         "FILTER_TID": bool(target.tids),
-        "FOLLOW_CHILDREN": bool(target.command) or target.children,
+        "FOLLOW_CHILDREN": follow,
         "INCLUDE_IDLE": options.idle,
         "KERNEL_STACKS": options.kernel,
         "KEY_CGROUP": options.cgroups,

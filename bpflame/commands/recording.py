@@ -25,11 +25,6 @@ from bpflame.raw import RawProfile
 
 _STDERR = 2
 
-NO_SAMPLES = (
-    "no samples: nothing of what was asked for ran on a CPU in that time "
-    "(what sleeps or waits has no CPU samples)"
-)
-
 
 def add_targets(group: argparse._ArgumentGroup) -> None:
     """Declare the options that say whom to record."""
@@ -211,7 +206,7 @@ def _symbolize(raw: RawProfile, signals: StopSignals, console: Console) -> Profi
 def _account(profile: Profile, request: Request, exit_code: int) -> None:
     console, output = request.console, request.output
     if not profile.samples:
-        console.warn(NO_SAMPLES)
+        console.warn(f"no samples: {results.NO_SAMPLES}")
     if output.path != STDOUT:
         console.say(f"wrote {output.path}")
     console.say(results.audit(profile))

@@ -9,6 +9,10 @@ from bpflame.output import FOLDED, SVG, Output
 from bpflame.profile import Profile
 from bpflame.profile_file import write_profile
 
+NO_SAMPLES = (
+    "nothing of what was asked for ran on a CPU in that time "
+    "(what sleeps or waits has no CPU samples)"
+)
 _UNNAMED = "unnamed: "
 
 
@@ -38,7 +42,7 @@ def write(profile: Profile, output: Output, by: str) -> None:
         if output.kind == SVG:
             from bpflame.flamegraph.svg import SvgOptions, write_svg
 
-            write_svg(grouped, text, SvgOptions())
+            write_svg(grouped, text, SvgOptions(empty_reason=NO_SAMPLES))
         else:
             write_folded(grouped, text)
         text.flush()

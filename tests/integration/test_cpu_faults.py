@@ -181,13 +181,17 @@ def test_a_program_that_only_its_mount_namespace_sees(workloads: Path, tmp_path:
 
 
 def record(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], room: int, **patches: object
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    room: int,
+    event: str = "cpu-clock",
+    **patches: object,
 ) -> tuple[RawProfile, int]:
     """Record in this process with small maps; returns the recording and the room for stacks."""
     monkeypatch.setattr(cpu, "entries", lambda frequency: room)
     for name, value in patches.items():
         monkeypatch.setattr(StackCounts, name, value)
-    options = cpu.CpuOptions(target=Target(command=command), frequency=999)
+    options = cpu.CpuOptions(target=Target(command=command), frequency=999, event=event)
     with StopSignals() as signals:
         prepared = cpu.prepare(options)
         child = Command(command, None)
@@ -269,3 +273,15 @@ def test_a_cpu_that_was_offline_is_sampled_again() -> None:
     assert running.process.returncode == 0
     assert b"1 CPUs sampled again" in err
     assert b'"reopened_cpus": 1' in out
+
+
+def test_samples_of_a_hardware_event_weigh_their_period(
+    workloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a PMU the clock stands in for the cycles: its period is in nanoseconds."""
+    sampling_attr = cpu.sampling_attr
+    monkeypatch.setattr(cpu, "sampling_attr", lambda event, rate: sampling_attr("cpu-clock", rate))
+    raw, _ = record(monkeypatch, (str(workloads / "fp" / "three_paths"), "1"), 8192, event="cycles")
+    assert raw.unit == "cycles"
+    value = sum(sample.value for sample in raw.samples)
+    assert value == pytest.approx(raw.meta.counters["samples"] * 1e9 / 999, rel=1e-6)
