@@ -56,16 +56,15 @@ class Btf:
         Raises:
             BpflameError: This kernel has no such struct or member.
         """
-        name = self._string(struct_name)
-        wanted = self._string(member)
+        name, wanted = self._string(struct_name), self._string(member)
+        pattern = name.to_bytes(4, "little")
         position = self._found.get(struct_name, 0) - 1
         # A scan for the name beats a walk over 100,000 types by a factor of ten; what is found by
         # chance inside another type is told apart by its kind and by having the member.
-        # 0 is the name of what has none, so of a struct that this kernel does not know.
-        while name and (position := self._types.find(name.to_bytes(4, "little"), position + 1)) >= 0:
-            if position % 4:
-                continue
-            found = self._member_offset(position, wanted)
+        while (position := self._types.find(pattern, position + 1)) >= 0:
+            if not name:  # of what has none, so of a struct that this kernel does not know
+                break
+            found = self._member_offset(position, wanted) if position % 4 == 0 else None
             if found is not None:
                 self._found[struct_name] = position
                 return found
