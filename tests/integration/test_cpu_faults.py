@@ -220,17 +220,26 @@ def test_more_stacks_than_the_maps_have_room_for(
     assert sum(sample.value for sample in raw.samples) == counters["samples"]
 
 
-def test_full_maps_are_reported(workloads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were they not drained, every sample without room would be counted as lost."""
+@pytest.mark.parametrize("full", ["STACK_ENTRIES", "COUNT_ENTRIES"])
+def test_a_full_map_is_reported(
+    workloads: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """Were they not drained, what finds no room would be counted, and no weight would vanish."""
     monkeypatch.setattr(recorder, "_DRAIN_SECONDS", 3600.0)
+    compile_program = cpu.Program
+    monkeypatch.setattr(
+        cpu, "Program", lambda name, defines: compile_program(name, {**defines, full: 64})
+    )
     command = (str(workloads / "fp" / "many_stacks"), "4")
-    raw, _ = record(monkeypatch, command, 256, pressed=lambda self: False)
+    raw, _ = record(monkeypatch, command, 8192, pressed=lambda self: False)
     counters = raw.meta.counters
     kept = sum(sample.value for sample in raw.samples)
-    assert counters["lost_samples"] > 0
-    assert counters["lost_stacks"] > 0
     assert kept + counters["lost_samples"] == counters["samples"]
-    assert any(sample.lost for sample in raw.samples)
+    if full == "COUNT_ENTRIES":
+        assert counters["lost_samples"] > 0
+    else:
+        assert counters["lost_stacks"] > 0
+        assert any(sample.lost for sample in raw.samples)
 
 
 def test_a_cpu_whose_event_is_gone_is_sampled_again(
