@@ -1,0 +1,1 @@
+"""How bpflame compares with its peers, measured side by side."""
