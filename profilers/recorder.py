@@ -201,7 +201,8 @@ class Recorder:
             )
 
     def _settle(self, rings: MappingRings, last: bool = False) -> None:
-        pids = self._counts.drain_last() if last else self._counts.drain()
+        # Mappings first: then whoever is known to have ended has its last samples in this drain,
+        # and can be forgotten if there are none.
         self._tracker.apply(rings.read(time.monotonic_ns()))
-        self._tracker.sampled(pids)
+        self._tracker.sampled(self._counts.drain_last() if last else self._counts.drain())
         self._tracker.forget()

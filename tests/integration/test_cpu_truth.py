@@ -95,6 +95,7 @@ def test_processes_of_a_few_milliseconds_have_their_names(workloads: Path, build
     named = sum(n for stack, n in children.items() if "short_lived_work" in stack)
     in_user = sum(n for stack, n in children.items() if not stack[-1].endswith("_[k]"))
     assert named / in_user > 0.95, f"{named} of {in_user}, the truth is {expected} %"
+    assert folded.share("[unknown]") == 0, "samples of a process whose mappings were not kept"
 
 
 def test_one_pid_with_two_programs_has_the_names_of_both(workloads: Path) -> None:
