@@ -75,7 +75,7 @@ class Target:
         if measured.median < self.limit:
             verdict = "met"
         else:
-            verdict = "even, within the noise" if measured.low <= self.limit else "MISSED"
+            verdict = "even, within the noise" if measured.low < self.limit else "MISSED"
         return (self.claim, f"< {self.limit:g}", measured.text(".3f"), verdict)
 
 

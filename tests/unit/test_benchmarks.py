@@ -219,6 +219,9 @@ def test_a_target_is_met_below_its_limit_only() -> None:
         row = target.verdict({"x": ratio(median)})
         assert row is not None
         assert row[-1] == verdict
+    noisy = target.verdict({"x": Spread(0.51, 0.45, 0.6, 5)})
+    assert noisy is not None
+    assert noisy[-1] == "even, within the noise"
     assert target.verdict({"y": ratio(0.1)}) is None
 
 
