@@ -21,6 +21,7 @@ SOFTWARE_CPU_CLOCK = 0
 SOFTWARE_DUMMY = 9
 
 SAMPLE_TIME = 1 << 2
+FORMAT_TOTAL_TIME_ENABLED = 1 << 0
 
 # Bits of the flags word, in the order of struct perf_event_attr.
 DISABLED = 1 << 0
@@ -83,7 +84,12 @@ def sampling_attr(event: str, frequency: int) -> Attr:
             f"-F {frequency}: this kernel takes at most {limit} samples a second",
             f"sysctl kernel.perf_event_max_sample_rate={frequency}",
         )
-    attr = Attr(size=ctypes.sizeof(Attr), sample_freq=frequency, flags=DISABLED | FREQ)
+    attr = Attr(
+        size=ctypes.sizeof(Attr),
+        sample_freq=frequency,
+        read_format=FORMAT_TOTAL_TIME_ENABLED,
+        flags=DISABLED | FREQ,
+    )
     if event == "cpu-clock":
         attr.type, attr.config = TYPE_SOFTWARE, SOFTWARE_CPU_CLOCK
     elif event == "cycles":
@@ -137,6 +143,12 @@ def attach(fd: int, program: int) -> None:
     """Run a BPF program of type perf_event whenever the event fires, and start the event."""
     fcntl.ioctl(fd, _IOC_SET_BPF, program)
     fcntl.ioctl(fd, _IOC_ENABLE, 0)
+
+
+def enabled_time(fd: int) -> int:
+    """How long a sampling event has been enabled, ns; it stands still once the event is gone."""
+    data = os.read(fd, 16)  # the count, and the time
+    return int.from_bytes(data[8:], "little")
 
 
 def explain(error: OSError, event: str) -> BpflameError:

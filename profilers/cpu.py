@@ -147,7 +147,6 @@ class Prepared:
             program.load("bpflame_cpu", PERF_EVENT),
             options.cpus,
             lambda: counts.counters.by_cpu(TICKS),
-            steady=options.event == "cpu-clock",
         )
         choose_targets(program, options.target, None if command is None else command.pid)
         return Recorder(program, events, counts, options.target, command, options.kind, meta)

@@ -1,7 +1,7 @@
 """The sampling event on each CPU, also on one that was away in between.
 
 When a CPU goes offline its perf events are gone for good, in silence: profilers that open them once
-never sample that CPU again. Here an event that stops ticking on an online CPU is opened anew.
+never sample that CPU again. Here an event that has come to rest on an online CPU is opened anew.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 
 from bpflame.bpf.cpus import online_cpus
-from bpflame.bpf.perf_event import Attr, attach, explain, open_event
+from bpflame.bpf.perf_event import Attr, attach, enabled_time, explain, open_event
 
-_QUIET_TICKS = 8  # so many expected ticks missing in a row are not chance
 _CHECK_SECONDS = 0.5
 
 
@@ -26,10 +25,6 @@ class CpuEvents:
         program: File descriptor of the BPF program to run.
         cpus: CPUs to sample; None for all that are or come online.
         ticks: Gives each CPU's count of events so far.
-        steady: Whether the event ticks on an idle CPU too, so that silence means it is gone.
-
-    Attributes:
-        reopened: How often a CPU was given a new event.
     """
 
     def __init__(
@@ -39,17 +34,15 @@ class CpuEvents:
         program: int,
         cpus: tuple[int, ...] | None,
         ticks: Callable[[], dict[int, int]],
-        steady: bool,
     ) -> None:
-        self.reopened = 0
         self._attr = attr
         self._name = name
         self._program = program
         self._only = cpus
         self._ticks = ticks
-        self._steady = steady
         self._fds: dict[int, int] = {}
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._seen: dict[int, int] = {}
+        self._enabled: dict[int, int] = {}
         self._checked = 0.0
 
     def open(self) -> None:
@@ -74,14 +67,11 @@ class CpuEvents:
         self._checked = now
         wanted = self._wanted()
         for cpu in set(self._fds) - set(wanted):
-            os.close(self._fds.pop(cpu))
-            self._seen.pop(cpu, None)
+            self._close(cpu)
         ticks = self._ticks()
-        renewed = [cpu for cpu in wanted if cpu not in self._fds or self._silent(cpu, ticks, now)]
+        renewed = [cpu for cpu in wanted if cpu not in self._fds or self._rests(cpu, ticks)]
         for cpu in renewed:
             self._open(cpu)
-            self._seen.pop(cpu, None)
-        self.reopened += len(renewed)
         return renewed
 
     def close(self) -> None:
@@ -93,18 +83,30 @@ class CpuEvents:
     def _wanted(self) -> list[int]:
         return [cpu for cpu in online_cpus() if self._only is None or cpu in self._only]
 
-    def _silent(self, cpu: int, ticks: dict[int, int], now: float) -> bool:
+    def _rests(self, cpu: int, ticks: dict[int, int]) -> bool:
+        """Whether a CPU's event has ceased to be.
+
+        No tick since the last look can also be an idle CPU: some virtual machines take no timer
+        interrupts then. The time that the event was enabled tells; it stands still only if the
+        event is gone, and is asked for only then, since that interrupts the CPU.
+        """
         count = ticks.get(cpu, 0)
-        before, since = self._seen.get(cpu, (-1, now))
-        if count != before:
-            self._seen[cpu] = (count, now)
+        if count != self._seen.get(cpu):
+            self._seen[cpu] = count
+            self._enabled.pop(cpu, None)
             return False
-        period = 1.0 / self._attr.sample_freq
-        return self._steady and now - since > max(1.0, _QUIET_TICKS * period)
+        enabled = enabled_time(self._fds[cpu])
+        before, self._enabled[cpu] = self._enabled.get(cpu), enabled
+        return enabled == before
+
+    def _close(self, cpu: int) -> None:
+        os.close(self._fds.pop(cpu))
+        self._seen.pop(cpu, None)
+        self._enabled.pop(cpu, None)
 
     def _open(self, cpu: int) -> None:
         if cpu in self._fds:
-            os.close(self._fds.pop(cpu))
+            self._close(cpu)
         try:
             fd = open_event(self._attr, cpu)
         except OSError as error:

@@ -267,21 +267,30 @@ def test_a_cpu_whose_event_is_gone_is_sampled_again(
     assert counters["samples"] + counters["idle_samples"] > 0.2 * expected
 
 
-def test_a_cpu_that_was_offline_is_sampled_again() -> None:
-    switch = Path(f"/sys/devices/system/cpu/cpu{online_cpus()[-1]}/online")
-    if not os.access(switch, os.W_OK) or len(online_cpus()) < 2:
-        pytest.fail("this machine cannot take a CPU offline")
-    running = Running("cpu", "-d", "6", "-I", "-F", "99", "--json", "-o", "/dev/null")
+def test_a_cpu_that_was_offline_is_sampled_again(workloads: Path, tmp_path: Path) -> None:
+    last = online_cpus()[-1]
+    switch = Path(f"/sys/devices/system/cpu/cpu{last}/online")
+    if not os.access(switch, os.W_OK) or last == 0:
+        pytest.skip("this machine cannot take a CPU offline")
+    out = tmp_path / "x.folded"
+    running = Running("cpu", "-d", "6", "-C", str(last), "-F", "499", "--json", "-o", out)
     try:
         time.sleep(1)
         switch.write_text("0")
         time.sleep(1)
     finally:
         switch.write_text("1")
-    out, err = running.process.communicate(timeout=60)
+    command = ["taskset", "-c", str(last), workloads / "fp" / "three_paths", "10"]
+    load = subprocess.Popen(command)
+    try:
+        summary, err = running.process.communicate(timeout=60)
+    finally:
+        load.kill()
+        load.wait()
     assert running.process.returncode == 0
     assert b"1 CPUs sampled again" in err
-    assert b'"reopened_cpus": 1' in out
+    assert b'"reopened_cpus": 1' in summary
+    assert Folded(out.read_text()).roots()["three_paths"] > 2 * 499
 
 
 def test_samples_of_a_hardware_event_weigh_their_period(
