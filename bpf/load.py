@@ -129,10 +129,9 @@ class Program:
             "-D" + (key if value is None else f"{key}={value}")
             for key, value in sorted(defines.items())
         ]
-        os.environ["BCC_KERNEL_SOURCE"] = str(STUB_KERNEL)
         self.name = name
         self._fds: list[int] = []
-        with _said("compile", name):
+        with _said("compile", name), _stub_kernel():
             self._bpf = bcc.BPF(text=source(PROGRAMS / f"{name}.bpf.c").encode(), cflags=flags)
 
     def load(self, function: str, kind: int) -> int:
@@ -161,6 +160,19 @@ class Program:
             os.close(fd)
         self._fds.clear()
         self._bpf.cleanup()
+
+
+@contextlib.contextmanager
+def _stub_kernel() -> Iterator[None]:
+    """Point bcc at our headers; not for longer, since a recorded command inherits the variable."""
+    before = os.environ.get("BCC_KERNEL_SOURCE")
+    os.environ["BCC_KERNEL_SOURCE"] = str(STUB_KERNEL)
+    try:
+        yield
+    finally:
+        del os.environ["BCC_KERNEL_SOURCE"]
+        if before is not None:
+            os.environ["BCC_KERNEL_SOURCE"] = before
 
 
 @contextlib.contextmanager

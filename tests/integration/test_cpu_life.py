@@ -132,6 +132,19 @@ def test_the_command_keeps_its_output_and_ours_stays_clean(tmp_path: Path) -> No
     assert "hello" in result.stderr
 
 
+def test_the_command_has_its_own_environment_and_limits(tmp_path: Path) -> None:
+    script = "env | sort | grep -v ^_=; ulimit -n; grep SigIgn /proc/self/status"
+    inside = bpflame("cpu", "-o", tmp_path / "x.folded", "--", "sh", "-c", script)
+    outside = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert inside.stdout == outside.stdout
+
+
 def test_under_sudo_the_command_and_the_output_belong_to_the_user(tmp_path: Path) -> None:
     out = tmp_path / "x.svg"
     tmp_path.chmod(0o777)
