@@ -42,8 +42,11 @@ def sees_host_pids() -> bool:
 def require_privileges() -> None:
     """Raise BpflameError saying what is missing, and the command that works."""
     if not may_record(capabilities()):
-        program = shutil.which(sys.argv[0]) or sys.argv[0]
-        again = shlex.join([os.path.abspath(program), *sys.argv[1:]])
+        if os.path.basename(sys.argv[0]) == "__main__.py":
+            program = [sys.executable, "-m", "bpflame"]
+        else:
+            program = [os.path.abspath(shutil.which(sys.argv[0]) or sys.argv[0])]
+        again = shlex.join([*program, *sys.argv[1:]])
         raise BpflameError(
             "recording needs root, or the capabilities CAP_BPF and CAP_PERFMON",
             f"sudo {again}",

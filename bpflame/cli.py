@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,7 +11,7 @@ import bpflame.commands.cpu
 import bpflame.commands.doctor
 import bpflame.commands.render
 from bpflame import __version__
-from bpflame.console import Console
+from bpflame.console import Console, drop_stdout
 from bpflame.errors import BpflameError, UsageError
 
 COMMANDS = (bpflame.commands.cpu, bpflame.commands.render, bpflame.commands.doctor)
@@ -58,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra:
             _refuse(extra)
         options.command = command
+        console = Console(color=getattr(options, "color", "auto"))
         return int(options.run(options))
     except BpflameError as error:
         console.error(error.message, error.hint)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone; say nothing, also not when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()  # whoever read it has gone, and need not be told
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         console.error("interrupted")

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from bpflame.errors import BpflameError
 from bpflame.flamegraph.text import printable
 
 _INTERVAL = 0.25  # seconds between two pictures of the progress line
@@ -15,6 +16,26 @@ def shorten(text: str, width: int = 60) -> str:
     """Text on one line of at most ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def put(text: str) -> None:
+    """Data for standard output, a line or more.
+
+    Raises:
+        BpflameError: It cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise BpflameError(f"cannot write standard output: {error.strerror}") from error
+
+
+def drop_stdout() -> None:
+    """Let go of a standard output that cannot be written, or Python tries again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:
@@ -31,6 +52,7 @@ class Console:
         self._quiet = quiet
         self._progress = (terminal if progress is None else progress) and not quiet
         wanted = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        wanted = wanted or bool(os.environ.get("FORCE_COLOR"))
         self._color = color == "always" or (color == "auto" and wanted)
         self._shown = False
         self._last = 0.0

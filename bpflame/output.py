@@ -69,9 +69,10 @@ class Output:
             BpflameError: It cannot be written; nothing half done is left.
         """
         if self.path == STDOUT:
-            sys.stdout.flush()
-            with open(sys.stdout.fileno(), "wb", closefd=False) as out:
-                writer(out)
+            with _named("standard output"):
+                sys.stdout.flush()
+                with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+                    writer(out)
             return
         with _named(self.path):
             if _special(self.path):

@@ -77,7 +77,14 @@ def read_profile(data: IO[bytes], name: str) -> Profile:
                 f"this bpflame reads {VERSION}",
             )
         return _profile(document)
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(name, f"damaged: {type(error).__name__} {error}") from error
 
 
@@ -129,5 +136,7 @@ def _metadata(fields: dict[str, Any]) -> Metadata:
         for name, value in dataclasses.asdict(Metadata()).items()
         if name in fields and name != "counters"
     }
+    if not 0 <= known.get("start", 0) < 1e11 or not 0 <= known.get("duration", 0) < 1e11:
+        raise ValueError("start or duration out of range")
     counters = {str(name): int(count) for name, count in fields.get("counters", {}).items()}
     return Metadata(**known, counters=counters)

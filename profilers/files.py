@@ -29,7 +29,7 @@ class FileKeeper:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self._limit = max(hard - _RESERVED, 0)
+        self._limit = max(hard - _RESERVED, 0) // 2  # the symbolizer opens each once more
         self._open: dict[FileKey, int] = {}
         self._tried: set[FileKey] = set()
 

@@ -30,22 +30,17 @@ def invoking_user() -> Identity | None:
         return None
     try:
         uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-        user = pwd.getpwuid(uid)
     except (KeyError, ValueError):
         return None
     if uid == 0:
         return None
-    return Identity(
-        uid,
-        gid,
-        tuple(os.getgrouplist(user.pw_name, gid)),
-        {
-            "HOME": user.pw_dir,
-            "USER": user.pw_name,
-            "LOGNAME": user.pw_name,
-            "SHELL": user.pw_shell,
-        },
-    )
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:  # no directory of users at hand: still not root
+        return Identity(uid, gid, (gid,), {})
+    names = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    groups = tuple(os.getgrouplist(user.pw_name, gid))
+    return Identity(uid, gid, groups, {**names, "SHELL": user.pw_shell})
 
 
 def act_as(identity: Identity) -> None:

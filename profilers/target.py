@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -121,9 +122,8 @@ def cgroup_mount() -> Path | None:
 def cgroup_names() -> dict[int, str]:
     """Paths of the version 2 control groups, by their id (the inode of the folder)."""
     mount = cgroup_mount()
-    if mount is None:
-        return {}
-    return {
-        os.stat(folder).st_ino: "/" + os.path.relpath(folder, mount).removeprefix(".")
-        for folder, _, _ in os.walk(mount)
-    }
+    names: dict[int, str] = {}
+    for folder, _, _ in os.walk(mount) if mount is not None else ():
+        with contextlib.suppress(OSError):  # removed in between
+            names[os.stat(folder).st_ino] = "/" + os.path.relpath(folder, mount).removeprefix(".")
+    return names

@@ -46,7 +46,10 @@ class Images:
             return Reason.ANONYMOUS
         kept = self._files.get(key)
         if kept is not None:
-            image = self._image(os.dup(kept), key.path)
+            try:
+                image = self._image(os.dup(kept), key.path)
+            except OSError:
+                return Reason.FILE_GONE
             strict = False  # opened through the mapping itself
         else:
             try:

@@ -53,7 +53,7 @@ def resolve_user(
 
 
 def _nowhere(space: AddressSpace | None, address: AbsoluteAddress) -> Frame:
-    if address >= _VSYSCALL:
+    if _VSYSCALL <= address < _VSYSCALL + 4096:
         return Frame("[vsyscall]", module="[vsyscall]")
     if space is None:
         return Frame("[unknown]", unnamed=Reason.NO_MAPS)

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from bpflame import system
+from bpflame.console import put
 from bpflame.errors import UsageError
 from bpflame.flamegraph.text import printable
 
@@ -32,9 +33,9 @@ def run(options: argparse.Namespace) -> int:
     checks = system.examine()
     if options.json:
         rows = [dataclasses.asdict(check) for check in checks]
-        print(json.dumps({"schema": 1, "checks": rows}, indent=1))
+        put(json.dumps({"schema": 1, "checks": rows}, indent=1))
     else:
         for check in checks:
             todo = f" -> {check.todo}" if check.todo else ""
-            print(printable(f"{check.verdict:<5} {check.name}: {check.found}{todo}"))
+            put(printable(f"{check.verdict:<5} {check.name}: {check.found}{todo}"))
     return 1 if any(check.verdict == system.FAIL for check in checks) else 0

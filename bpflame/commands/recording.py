@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from bpflame import arguments
 from bpflame.commands import results
-from bpflame.console import Console
+from bpflame.console import Console, put
 from bpflame.errors import UsageError
 from bpflame.output import STDOUT, Output, unique_name
 from bpflame.profile import Metadata, Profile
@@ -211,4 +211,4 @@ def _account(profile: Profile, request: Request, exit_code: int) -> None:
         console.say(f"wrote {output.path}")
     console.say(results.audit(profile))
     if request.options.json:
-        print(json.dumps(results.summary(profile, output, exit_code), sort_keys=True))
+        put(json.dumps(results.summary(profile, output, exit_code), sort_keys=True))

@@ -72,7 +72,7 @@ def read(path: str) -> Profile:
         InputError: It cannot be read, or understood.
     """
     if path == STDOUT:
-        return _parse(io.BytesIO(sys.stdin.buffer.read()), "standard input")
+        return _parse(sys.stdin.buffer, "standard input")
     try:
         with open(path, "rb") as file:
             return _parse(file, path)
@@ -81,6 +81,8 @@ def read(path: str) -> Profile:
 
 
 def _parse(file: IO[bytes], name: str) -> Profile:
+    if not file.seekable():
+        file = io.BytesIO(file.read())
     start = file.read(len(MAGIC))
     file.seek(0)
     if start == MAGIC:

@@ -106,6 +106,7 @@ function ancestors(i) {
 }
 
 function zoom(i) {
+  if (!rects.length) return;
   for (const j of faded) rects[j].classList.remove("faded");
   zoomed = i;
   left = x[i];

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def stacks(text: str = STACKS) -> Profile:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[webdriver.Chrome]:
     options = Options()
-    options.binary_location = "/usr/bin/chromium"
+    options.binary_location = shutil.which("chromium") or "/usr/bin/chromium-browser"
     for argument in (
         "--headless=new",
         "--no-sandbox",
@@ -67,7 +68,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     yield driver
     driver.quit()
 

@@ -69,7 +69,7 @@ def test_a_second_signal_cuts_symbolization_short(workloads: Path, tmp_path: Pat
 
 
 def test_a_signal_before_anything_was_recorded(tmp_path: Path) -> None:
-    """SIGSTOP holds it back while it compiles; then it finds the signal waiting."""
+    """SIGSTOP holds it back once its handlers are there; then it finds the signal waiting."""
     process = subprocess.Popen(
         [*BPFLAME, "cpu", "-o", str(tmp_path / "x.svg")],
         stderr=subprocess.PIPE,
@@ -87,7 +87,9 @@ def test_a_signal_before_anything_was_recorded(tmp_path: Path) -> None:
         )
         if caught >> (signal.SIGQUIT - 1) & 1:
             break
+    process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert b"before anything was recorded" in err
@@ -95,15 +97,18 @@ def test_a_signal_before_anything_was_recorded(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_attached(workloads: Path, tmp_path: Path) -> None:
-    before = attached()
+    def detached() -> bool:
+        deadline = time.monotonic() + 10
+        while attached() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return attached() == 0
+
+    assert detached(), "left by the test before, or by someone else"
     running = Running("cpu", "-p", "1", "-o", tmp_path / "x.folded")
-    assert attached() > before
+    assert attached() > 0
     running.process.kill()
     running.process.communicate()
-    deadline = time.monotonic() + 10
-    while attached() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert attached() == before
+    assert detached()
     assert os.listdir(tmp_path) == []
 
 

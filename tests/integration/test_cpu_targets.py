@@ -44,14 +44,18 @@ def test_a_process_and_nothing_else(workloads: Path) -> None:
     assert seen.total > 200
 
 
-def test_children_of_a_process_on_request(workloads: Path) -> None:
-    script = f"sleep 1.5; {workloads / 'fp' / 'three_paths'} 3; true"
+def test_children_of_a_process_on_request(workloads: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    script = f"read x <{gate}; {workloads / 'fp' / 'three_paths'} 2; read x <{gate}"
     with background("sh", "-c", script) as shell:
-        alone = Running("cpu", "-p", str(shell.pid), "-d", "3", "-F", "499", "-o", "-")
-        both = bpflame("cpu", "-p", str(shell.pid), "--children", "-d", "3", "-F", "499", "-o", "-")
-        out, _ = alone.process.communicate(timeout=60)
-    assert Folded(both.stdout).share("spin_sixty", of="three_paths") > 45
-    assert "three_paths" not in Folded(out.decode()).roots()
+        common = ("cpu", "-p", str(shell.pid), "-d", "5", "-F", "499", "-o", "-")
+        both = Running(*common, "--children")
+        alone = Running(*common)
+        gate.write_text("go\n")  # now that both sample
+        outputs = [running.process.communicate(timeout=60)[0] for running in (both, alone)]
+    assert Folded(outputs[0].decode()).share("spin_sixty", of="three_paths") > 45
+    assert "three_paths" not in Folded(outputs[1].decode()).roots()
 
 
 def test_one_thread(workloads: Path) -> None:

@@ -80,6 +80,12 @@ def test_the_least_that_is_a_profile() -> None:
         (document(samples=[[0, 0, -1]]), "damaged"),
         (document(samples=[[0, 0, 1.5]]), "damaged"),
         (document(meta=3), "damaged"),
+        (document(meta=[]), "damaged"),
+        (document(meta={"start": 1e300}), "out of range"),
+        (document(meta={"start": float("nan")}), "out of range"),
+        (document(meta={"duration": -1}), "out of range"),
+        (document(frames=[["f", "user", "", "", float("inf"), None]]), "damaged"),
+        (document(tasks=[[float("inf"), 0, "", ""]]), "damaged"),
     ],
 )
 def test_damage_is_named(data: bytes, problem: str) -> None:

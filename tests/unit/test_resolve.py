@@ -116,6 +116,7 @@ def test_the_vdso_has_names() -> None:
         ([mapping("/etc/passwd", build_id=b"x")], 0x1234, "[passwd+0x234]", Reason.BAD_FILE),
         ([mapping("/usr/bin/env", build_id=b"x")], 0x1234, "[env+0x234]", Reason.FILE_GONE),
         ([], 0xFFFFFFFFFF600400, "[vsyscall]", None),
+        ([], 0xFFFFFFFFFFFFFFFF, "[unmapped]", Reason.UNMAPPED),
     ],
 )
 def test_what_has_no_name_says_why(
