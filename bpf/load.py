@@ -56,6 +56,7 @@ def load_bcc() -> ModuleType:
             init = Path(folder, "bcc", "__init__.py")
             if init.is_file() and Path(folder, "bcc", "libbcc.py").is_file():
                 return _import_from(init)
+    spec = None
     try:
         spec = importlib.util.find_spec("bcc")
         module = importlib.import_module("bcc") if spec else None
@@ -78,7 +79,7 @@ def _import_from(init: Path) -> ModuleType:
     sys.modules["bcc"] = module
     try:
         spec.loader.exec_module(module)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # also AttributeError, of a libbcc of another version
         del sys.modules["bcc"]
         raise BpflameError(f"bcc does not load: {error}", INSTALL_HINT) from error
     return module

@@ -115,15 +115,19 @@ class MappingRings:
         Rings are read one after the other, so what is younger than ``until`` is held back: an
         earlier event could still be in a ring that was read before.
         """
+        self.hold()
         events = self._held
-        for _, ring in self._rings.values():
-            self._parse(self._take(ring), events)
         events.sort(key=lambda event: event.time)
         split = len(events)
         while split and events[split - 1].time > until:
             split -= 1
         self._held = events[split:]
         return events[:split]
+
+    def hold(self) -> None:
+        """Empty the rings, and keep what was in them for the next :meth:`read`."""
+        for _, ring in self._rings.values():
+            self._parse(self._take(ring), self._held)
 
     def close(self) -> None:
         """Stop watching."""

@@ -122,6 +122,8 @@ def open_event(attr: Attr, cpu: int) -> int:
     Raises:
         OSError: With the kernel's errno; ENODEV for a CPU that is offline.
     """
+    if platform.machine() not in _SYSCALL:
+        raise BpflameError(f"bpflame does not know this architecture: {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(
         libc.syscall(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 ok; with ``-- COMMAND`` the command's own; 1 cannot record or write; 2 wrong usage or bad
     input; 130 interrupted before anything was recorded.
     """
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command: list[str] | None = None
     if "--" in arguments:
@@ -65,9 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop_stdout()  # whoever read it has gone, and need not be told
         return _BROKEN_PIPE
+    except OSError as error:  # what nothing closer to it could explain
+        console.error(str(error), "see: bpflame doctor")
+        return BpflameError.exit_code
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard descriptors to /dev/null, or the next file opened becomes one."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - for good
 
 
 def _refuse(extra: list[str]) -> NoReturn:

@@ -61,24 +61,19 @@ class Console:
         """One line for the user."""
         if not self._quiet:
             self._clear()
-            print(f"bpflame: {printable(text)}", file=sys.stderr, flush=True)
+            self._write(f"bpflame: {printable(text)}\n")
 
     def warn(self, text: str) -> None:
         """One line that must not be missed."""
         self._clear()
-        print(
-            f"bpflame: {self._paint('33', 'warning:')} {printable(text)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._write(f"bpflame: {self._paint('33', 'warning:')} {printable(text)}\n")
 
     def error(self, text: str, hint: str = "") -> None:
         """What failed, and what to do about it."""
         self._clear()
-        print(f"bpflame: {self._paint('31', 'error:')} {printable(text)}", file=sys.stderr)
-        for line in hint.splitlines():
-            print(f"  {printable(line)}", file=sys.stderr)
-        sys.stderr.flush()
+        lines = [f"bpflame: {self._paint('31', 'error:')} {printable(text)}"]
+        lines += [f"  {printable(line)}" for line in hint.splitlines()]
+        self._write("\n".join(lines) + "\n")
 
     def progress(self, text: str, force: bool = False) -> None:
         """Replace the line of progress, at most a few times a second."""
@@ -87,13 +82,21 @@ class Console:
             return
         self._last = now
         width = _columns() - 1
-        print(f"\r{printable(text)[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        self._write(f"\r{printable(text)[:width]:<{width}}")
         self._shown = True
 
     def _clear(self) -> None:
         if self._shown:
-            print("\r" + " " * (_columns() - 1) + "\r", end="", file=sys.stderr)
             self._shown = False
+            self._write("\r" + " " * (_columns() - 1) + "\r")
+
+    def _write(self, text: str) -> None:
+        """Write to stderr if it is still there: a closed terminal must not cost the recording."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            self._progress = False
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -56,6 +57,7 @@ class Command:
         self._status: int | None = None
         gate, self._gate = os.pipe2(os.O_CLOEXEC)
         self._failure, failure = os.pipe2(os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # were it ignored, its status would be lost
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -72,7 +74,8 @@ class Command:
         Raises:
             UsageError: It could not be executed.
         """
-        os.write(self._gate, b"\0")
+        with contextlib.suppress(BrokenPipeError):  # it ended before; the reason comes below
+            os.write(self._gate, b"\0")
         os.close(self._gate)
         self._gate = -1
         problem = os.read(self._failure, 16)  # ends when exec closes the other side
@@ -90,28 +93,19 @@ class Command:
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
 
-    def pass_on(self, number: int) -> None:
-        """Give the command a signal that ended the recording.
-
-        A terminal has given SIGINT and SIGQUIT to its whole foreground group: a second one would
-        be one too many.
-        """
-        from_terminal = number in (signal.SIGINT, signal.SIGQUIT) and os.isatty(0)
-        if not from_terminal:
-            self._signal(number)
-
     def end(self, signals: StopSignals) -> bool:
-        """Ask it to end (SIGTERM) if it still runs; returns False when it does not."""
-        if self.poll() is not None:
-            return True
+        """See the command to its end; returns False when it outlives our patience.
+
+        A signal that ended the recording is for the command too. Left alone, it gets some time for
+        that; then, or when the time was up, it is asked to end.
+        """
+        if signals.stopped:
+            if not _came_from_terminal(signals.last):
+                self._signal(signals.last)
+            if self._ended(signals):
+                return True
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while self.poll() is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or signals.hurried:
-                return False
-            signals.wait(left, self.pidfd)
-        return True
+        return self._ended(signals)
 
     def close(self) -> None:
         """Let go of it; a command that was never released ends at its gate."""
@@ -122,6 +116,15 @@ class Command:
             self._reap(0)
         self._gate = self._failure = self.pidfd = -1
 
+    def _ended(self, signals: StopSignals) -> bool:
+        deadline = time.monotonic() + _PATIENCE
+        while self.poll() is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or signals.hurried:
+                return False
+            signals.wait(left, self.pidfd)
+        return True
+
     def _signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -131,6 +134,22 @@ class Command:
         if pid:
             self._status = status
         return self._status
+
+
+def _came_from_terminal(number: int) -> bool:
+    """Whether the command, in our process group, had the signal from the terminal already."""
+    if number not in (signal.SIGINT, signal.SIGQUIT):
+        return False
+    try:
+        fd = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _child(

@@ -165,7 +165,10 @@ def choose_targets(program: Program, target: Target, command_pid: int | None) ->
     if command_pid is not None:
         targets.update(command_pid.to_bytes(4, "little"), _FROM_EXEC)
     if target.cgroup is not None:
-        folder = os.open(target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            folder = os.open(target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UsageError(f"--cgroup {target.cgroup}: {error.strerror}") from error
         groups = BpfMap(program.map_fd("cgroup_target"), 4, 4)
         groups.update(bytes(4), folder.to_bytes(4, "little"))
         os.close(folder)

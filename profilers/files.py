@@ -11,10 +11,12 @@ import resource
 import stat
 from collections.abc import Mapping as Dict
 
+from bpflame.bpf.cpus import possible_cpus
 from bpflame.raw import FileKey, Mapping
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _RESERVED = 256  # descriptors left to everything else
+_PER_CPU = 3  # of them, for the events and rings
 
 
 def is_file(path: str) -> bool:
@@ -29,9 +31,10 @@ class FileKeeper:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self._limit = max(hard - _RESERVED, 0) // 2  # the symbolizer opens each once more
+        spare = hard - _RESERVED - _PER_CPU * len(possible_cpus())
+        self._limit = max(spare, 0) // 2  # the symbolizer opens each once more
         self._open: dict[FileKey, int] = {}
-        self._tried: set[FileKey] = set()
+        self._tried: set[tuple[FileKey, int]] = set()
 
     @property
     def files(self) -> Dict[FileKey, int]:
@@ -41,16 +44,16 @@ class FileKeeper:
     def keep(self, pid: int, mapping: Mapping) -> None:
         """Open the file of a mapping, if that was not tried before."""
         key = mapping.file
-        if key in self._tried or not is_file(key.path):
+        if key in self._open or (key, pid) in self._tried or not is_file(key.path):
             return
-        self._tried.add(key)
+        self._tried.add((key, pid))  # another process may still have what this one has lost
         if len(self._open) >= self._limit:
             return
-        # The first name is the mapped inode itself, whatever its path is by now.
+        # The first name is the mapped inode itself, whatever its path is by now. The path as
+        # bpflame sees it is not tried: that can be another file, and the symbolizer checks it.
         for name in (
             f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}",
             f"/proc/{pid}/root{key.path}",
-            key.path,
         ):
             fd = _open_regular(name)
             if fd is not None:

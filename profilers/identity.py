@@ -6,6 +6,8 @@ import dataclasses
 import os
 import pwd
 
+from bpflame.errors import UsageError
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
@@ -25,13 +27,22 @@ class Identity:
 
 
 def invoking_user() -> Identity | None:
-    """The user who called sudo; None when there is no sudo, or it was root."""
+    """The user who called sudo; None when there is no sudo, or it was root.
+
+    Raises:
+        UsageError: It cannot be told who it was: better than to take them for root.
+    """
     if os.geteuid() != 0:
+        return None
+    if "SUDO_UID" not in os.environ:
         return None
     try:
         uid, gid = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-    except (KeyError, ValueError):
-        return None
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            "SUDO_UID and SUDO_GID do not name a user and a group",
+            "unset both to act as root",
+        ) from error
     if uid == 0:
         return None
     try:

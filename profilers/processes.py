@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from bpflame.bpf.mapping_ring import Event, Executed, Exited, Forked, Mapped
 from bpflame.profilers.files import FileKeeper
-from bpflame.profilers.procfs import executable_mappings
+from bpflame.profilers.procfs import executable_mappings, exists
 from bpflame.raw import AbsoluteAddress, AddressSpace, FileKey, FileOffset, Mapping
 
 
@@ -62,7 +62,8 @@ class ProcessTracker:
     def forget(self) -> None:
         """Drop processes that have ended and were never sampled. Call after :meth:`sampled`."""
         for pid in self._exited - self._sampled:
-            self._spaces.pop(pid, None)
+            if not exists(pid):  # else only its first thread has ended
+                self._spaces.pop(pid, None)
         self._exited.clear()
 
     def find(self, pid: int, born: int) -> AddressSpace | None:
@@ -72,7 +73,11 @@ class ProcessTracker:
             return None
         # BPF notes the time at a tracepoint that comes just after the record that began the image.
         older = [space for space in spaces if space.born <= born]
-        return older[-1] if older else spaces[0]
+        if older:
+            return older[-1]
+        # The program's note of an old process can have made room for others: the last image is
+        # the best guess. Else the records began after the image did.
+        return spaces[0] if born else spaces[-1]
 
     def _wanted(self, event: Event) -> bool:
         if self._only is None or event.pid in self._only:

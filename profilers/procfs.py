@@ -119,6 +119,11 @@ def processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def exists(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    return os.path.exists(f"/proc/{pid}")
+
+
 def process_of(tid: int) -> int | None:
     """The process a thread belongs to; None when there is no such thread."""
     try:

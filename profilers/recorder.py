@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -27,6 +28,7 @@ from bpflame.raw import RawProfile
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 1.0
+_SNAPSHOT_STRIDE = 128  # processes, about 30 ms
 
 
 class Source(Protocol):
@@ -126,8 +128,9 @@ class Recorder:
             began, start = time.monotonic(), time.time()
             try:
                 started()
-                self._snapshot()
-                self._wait(began, duration, rings, signals, progress)
+                end = began + (math.inf if duration is None else duration)
+                self._snapshot(end, rings, signals)
+                self._wait(began, end, rings, signals, progress)
             finally:
                 self._source.close()
             elapsed = time.monotonic() - began
@@ -162,29 +165,42 @@ class Recorder:
             self._tracker.follow(self._command.pid)
             self._command.release()
 
-    def _snapshot(self) -> None:
+    def _snapshot(self, end: float, rings: MappingRings, signals: StopSignals) -> None:
+        """Read the mappings of what runs, which takes seconds where ten thousand processes do.
+
+        What happens meanwhile is kept for later: it comes on top of the snapshot.
+        """
+        sampled: set[int] = set()
         known = self._target.processes
-        self._tracker.snapshot(processes() if known is None else known)
+        for number, pid in enumerate(processes() if known is None else known):
+            self._tracker.snapshot([pid])
+            if number % _SNAPSHOT_STRIDE == 0:
+                rings.hold()
+                if self._counts.pressed():
+                    sampled |= self._counts.drain()
+                if signals.stopped or time.monotonic() >= end:
+                    break
+        self._tracker.sampled(sampled)
 
     def _wait(
         self,
         began: float,
-        duration: float | None,
+        end: float,
         rings: MappingRings,
         signals: StopSignals,
         progress: Callable[[Progress], None],
     ) -> None:
-        end = None if duration is None else began + duration
         settled = began
         child = None if self._command is None else self._command.pidfd
         while not signals.stopped and (self._command is None or self._command.poll() is None):
-            now = time.monotonic()
-            if end is not None and now >= end:
+            left = end - time.monotonic()
+            if left <= 0:
                 return
-            signals.wait(min(_POLL_SECONDS, (end or now + 1) - now), child)
+            signals.wait(min(_POLL_SECONDS, left), child)
             for cpu in self._source.check():
-                rings.watch(cpu)
                 self._reopened += 1
+                with contextlib.suppress(OSError):  # names may be missing, samples are not
+                    rings.watch(cpu)
             if self._counts.pressed() or time.monotonic() - settled >= _DRAIN_SECONDS:
                 self._settle(rings)
                 settled = time.monotonic()

@@ -11,8 +11,10 @@ import contextlib
 import os
 import select
 import signal
+import time
 from types import FrameType, TracebackType
 
+_ONE_EVENT = 0.5  # seconds in which a repeated signal, other than Ctrl-C, is the same one
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -27,6 +29,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.count = 0
         self.last = 0
+        self._when = 0.0
         self._saved: dict[signal.Signals, object] = {}
         self._read = self._write = -1
         self._saved_fd = -1
@@ -71,5 +74,10 @@ class StopSignals:
             os.read(self._read, 512)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        again = number == self.last and now - self._when < _ONE_EVENT
+        self._when = now
+        if again and number != signal.SIGINT:
+            return  # a terminal that hangs up tells its jobs by way of the shell and of the kernel
         self.count += 1
         self.last = number

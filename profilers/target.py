@@ -98,7 +98,7 @@ def find_cgroup(text: str) -> Path:
     """
     mount = cgroup_mount()
     for candidate in (Path(text), mount / text.lstrip("/") if mount else None):
-        if candidate is not None and (candidate / "cgroup.procs").is_file():
+        if candidate is not None and os.path.isfile(candidate / "cgroup.procs"):
             found = candidate.resolve()
             if mount is not None and found.is_relative_to(mount):
                 return found

@@ -179,8 +179,6 @@ def _end(command: Command | None, signals: StopSignals, console: Console) -> int
     code = command.poll()
     if code is not None:
         return code
-    if signals.stopped:
-        command.pass_on(signals.last)
     if not command.end(signals):
         console.warn(f"the command still runs, as process {command.pid}")
         return 0

@@ -198,3 +198,49 @@ def test_a_reader_that_goes_away_is_no_error(workloads: Path) -> None:
         check=False,
     )  # fmt: skip
     assert b"Traceback" not in pipe.stderr
+
+
+def test_a_command_may_clean_up_after_a_signal(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(0.5); sys.exit(7)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
+        "print('ready', flush=True)\n"
+        "while True: pass\n"
+    )
+    running = Running("cpu", "-o", tmp_path / "x.folded", "--", "python3", "-c", script)
+    assert running.process.stdout is not None
+    assert running.process.stdout.readline() == b"ready\n"
+    assert running.finish(signal.SIGINT, after=0.3).code == 7
+    assert (tmp_path / "x.folded").exists()
+
+
+def test_a_terminal_that_hangs_up_does_not_cost_the_recording(
+    workloads: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.folded"
+    controller, terminal = pty.openpty()
+    command = ["--", str(workloads / "fp" / "three_paths"), "2"]
+    process = subprocess.Popen(
+        [*BPFLAME, "cpu", "-F", "499", "-o", str(out), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    os.close(terminal)
+    assert b"sampling" in os.read(controller, 4096)
+    os.close(controller)
+    assert process.wait(timeout=60) == 0
+    assert Folded(out.read_text()).share("spin_sixty") > 40
+
+
+def test_odd_surroundings(tmp_path: Path) -> None:
+    """SIGCHLD ignored, standard descriptors closed: both are inherited."""
+    out = tmp_path / "x.folded"
+    ignoring = ("env", "--ignore-signal=CHLD")
+    assert bpflame("cpu", "-o", out, "--", "sh", "-c", "exit 5", prefix=ignoring).code == 5
+    closed = ("sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh")
+    assert bpflame("cpu", "-o", out, "--", "sh", "-c", "exit 6", prefix=closed).code == 6
+    assert bpflame("cpu", "-d", "0.1", "-o", "-", prefix=closed).code == 0

@@ -1,8 +1,11 @@
 """Which program image a pid was running: fork, exec, reuse, and what came before."""
 
+import os
+
 from bpflame.bpf.mapping_ring import Executed, Exited, Forked, Mapped
 from bpflame.profilers.files import FileKeeper
 from bpflame.profilers.processes import ProcessTracker
+from bpflame.profilers.procfs import executable_mappings
 from bpflame.raw import AbsoluteAddress, AddressSpace
 
 
@@ -51,11 +54,35 @@ def test_a_pid_that_is_used_again_is_another_process() -> None:
 
 def test_processes_that_ended_without_samples_are_forgotten() -> None:
     processes = tracker()
-    processes.apply([Forked(1, 8, 7), Forked(2, 9, 7), Exited(3, 8), Exited(4, 9)])
-    processes.sampled([9])
+    gone, sampled, alive = 1 << 29, 1 << 28, os.getpid()  # beyond any pid_max
+    for pid in (gone, sampled, alive):
+        processes.apply([Forked(1, pid, 7), Exited(2, pid)])
+    processes.sampled([sampled])
     processes.forget()
-    assert processes.find(8, 1) is None
-    assert processes.find(9, 2) is not None
+    assert processes.find(gone, 1) is None
+    assert processes.find(sampled, 1) is not None
+    assert processes.find(alive, 1) is not None, "only its first thread has ended"
+
+
+def test_an_old_process_whose_note_was_lost_has_its_last_image() -> None:
+    processes = tracker()
+    processes.apply([mapped(1, 7, 0x1000, "/parent"), Forked(2, 8, 7), Executed(3, 8)])
+    processes.apply([mapped(4, 8, 0x1000, "/new")])
+    assert path_at(processes.find(8, 0), 0x1000) == "/new"
+
+
+def test_a_file_that_one_process_has_lost_is_kept_by_another() -> None:
+    files = FileKeeper()
+    try:
+        mapping = next(
+            m for m in executable_mappings(os.getpid()) or () if "/libc.so" in m.file.path
+        )
+        files.keep(1 << 29, mapping)
+        assert mapping.file not in files.files
+        files.keep(os.getpid(), mapping)
+        assert os.fstat(files.files[mapping.file]).st_ino == os.stat(mapping.file.path).st_ino
+    finally:
+        files.close()
 
 
 def test_only_targets_and_their_children_are_followed() -> None:
