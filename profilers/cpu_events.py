@@ -6,12 +6,14 @@ never sample that CPU again. Here an event that has come to rest on an online CP
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 
 from bpflame.bpf.cpus import online_cpus
 from bpflame.bpf.perf_event import Attr, attach, enabled_time, explain, open_event
+from bpflame.errors import BpflameError
 
 _CHECK_SECONDS = 0.5
 
@@ -69,10 +71,11 @@ class CpuEvents:
         for cpu in set(self._fds) - set(wanted):
             self._close(cpu)
         ticks = self._ticks()
-        renewed = [cpu for cpu in wanted if cpu not in self._fds or self._rests(cpu, ticks)]
-        for cpu in renewed:
-            self._open(cpu)
-        return renewed
+        missing = [cpu for cpu in wanted if cpu not in self._fds or self._rests(cpu, ticks)]
+        for cpu in missing:
+            with contextlib.suppress(BpflameError):  # next time: what was recorded is worth more
+                self._open(cpu)
+        return [cpu for cpu in missing if cpu in self._fds]
 
     def close(self) -> None:
         """Stop sampling."""
@@ -113,8 +116,9 @@ class CpuEvents:
             if cpu not in online_cpus():  # it went away in between
                 return
             raise explain(error, self._name) from error
-        self._fds[cpu] = fd
         try:
             attach(fd, self._program)
         except OSError as error:
+            os.close(fd)
             raise explain(error, self._name) from error
+        self._fds[cpu] = fd
