@@ -35,7 +35,13 @@ def put(text: str) -> None:
 
 def drop_stdout() -> None:
     """Let go of a standard output that cannot be written, or Python tries again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop(1)
+
+
+def _drop(fd: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 class Console:
@@ -97,6 +103,7 @@ class Console:
             sys.stderr.flush()
         except OSError:
             self._progress = False
+            _drop(2)
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
