@@ -23,8 +23,7 @@ _RECORD_LOST = 2
 _MISC_COMM_EXEC = 1 << 13
 _MISC_BUILD_ID = 1 << 14
 
-_DATA_HEAD = 1024  # offsets in struct perf_event_mmap_page
-_DATA_TAIL = 1032
+_DATA_HEAD = 1024  # its offset in struct perf_event_mmap_page; data_tail follows
 _TRAILER = 8  # sample_id: the time
 
 _HEADER = struct.Struct("<IHH")

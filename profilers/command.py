@@ -53,7 +53,6 @@ class Command:
 
     def __init__(self, argv: tuple[str, ...], identity: Identity | None, stdout: int = 1) -> None:
         self._path = find_command(argv)
-        self._argv = argv
         self._status: int | None = None
         gate, self._gate = os.pipe2(os.O_CLOEXEC)
         self._failure, failure = os.pipe2(os.O_CLOEXEC)

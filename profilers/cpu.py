@@ -139,6 +139,7 @@ class Prepared:
             BpflameError: The kernel refuses the program.
         """
         options, program = self.options, self.program
+        meta = dataclasses.replace(meta, event=options.event, frequency=options.frequency)
         room = entries(options.frequency)
         counts = StackCounts(program, room, room)
         events = CpuEvents(

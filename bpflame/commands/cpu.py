@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 from bpflame import arguments
 from bpflame.bpf.privileges import require_privileges
 from bpflame.commands.recording import (
-    RecorderFactory,
     Request,
     add_output,
     add_targets,
@@ -17,8 +15,6 @@ from bpflame.commands.recording import (
 )
 from bpflame.console import shorten
 from bpflame.output import PROFILE
-from bpflame.profile import Metadata
-from bpflame.profilers.command import Command
 from bpflame.profilers.cpu import CpuOptions, prepare
 
 _EXAMPLES = """\
@@ -92,18 +88,9 @@ def run(options: argparse.Namespace) -> int:
     chosen.check()
     require_privileges()
 
-    def make() -> RecorderFactory:
-        prepared = prepare(chosen)
-
-        def factory(command: Command | None, meta: Metadata) -> Any:
-            known = dataclasses.replace(meta, event=chosen.event, frequency=chosen.frequency)
-            return prepared.recorder(command, known)
-
-        return factory
-
     length = "" if options.duration is None else f" for {options.duration:g} s"
     first = (
         f"sampling {shorten(request.target.describe())} at {chosen.frequency} Hz ({chosen.event})"
         f"{length}; Ctrl-C stops and saves"
     )
-    return record(request, first, make)
+    return record(request, first, lambda: prepare(chosen))

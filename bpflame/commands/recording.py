@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from bpflame import arguments
 from bpflame.commands import results
@@ -129,27 +129,31 @@ class Request:
         return Command(self.target.command, None if self.options.as_root else self.user, stdout)
 
 
-RecorderFactory: TypeAlias = Callable[[Command | None, Metadata], Recorder]
+class Prepared(Protocol):
+    """A compiled program, ready for its targets."""
+
+    def recorder(self, command: Command | None, meta: Metadata) -> Recorder:
+        """What records, for a command behind its gate and with what is known beforehand."""
 
 
-def record(request: Request, first_line: str, make: Callable[[], RecorderFactory]) -> int:
+def record(request: Request, first_line: str, prepare: Callable[[], Prepared]) -> int:
     """Record, name, write, account.
 
     Args:
         request: What was asked for.
         first_line: Said when the recording begins.
-        make: Compiles the BPF program; what it returns gets the command and the metadata.
+        prepare: Compiles the BPF program.
 
     Returns:
         The exit code: the command's own where there is one.
     """
     console = request.console
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        factory = make()  # before the command exists: it may fail
+        prepared = prepare()  # before the command exists: it may fail
         command = request.command()
         if command is not None:
             stack.callback(command.close)
-        recorder = factory(command, Metadata(title=request.options.title))
+        recorder = prepared.recorder(command, Metadata(title=request.options.title))
         stack.callback(recorder.close)
         raw = recorder.run(
             request.options.duration,
