@@ -20,8 +20,25 @@ class FrameKind(str, enum.Enum):
     KERNEL = "kernel"
     INLINE = "inline"
     JIT = "jit"
+    WAIT = "wait"
+    """How a wait went, such as ``[blocked]`` (:data:`WAITS`): the leaf of a thread that waits."""
     WAKER = "waker"
+    """Of who ended a wait: a function of its stack, or its name."""
     SEPARATOR = "separator"
+    """``--``, between who waited and who woke it."""
+
+
+BLOCKED = "[blocked]"
+RUN_QUEUE = "[run queue]"
+PREEMPTED = "[preempted]"
+PARTIAL = "[partial]"
+WAITS = (BLOCKED, RUN_QUEUE, PREEMPTED, PARTIAL)
+"""The names of frames of kind ``wait``.
+
+Time blocked, waiting for something; time runnable, waiting for a CPU; time runnable after another
+thread was given the CPU. ``[partial]``, above or in place of these: the wait began before the
+recording, or had not ended when it ended.
+"""
 
 
 class Reason(str, enum.Enum):

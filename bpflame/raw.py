@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import enum
 from collections.abc import Mapping as Dict
 from typing import NewType
 
@@ -82,6 +83,42 @@ class AddressSpace:
         return None
 
 
+class Context(enum.Enum):
+    """What a link of a chain of wakers is."""
+
+    TASK = enum.auto()
+    """A thread: its stacks are those at the wakeup."""
+    INTERRUPT = enum.auto()
+    """An interrupt, or the idle CPU's work for one; the stack ends at its entry."""
+    UNKNOWN = enum.auto()
+    """Nobody was seen to end the wait."""
+    CYCLE = enum.auto()
+    """The chain goes on with a thread that is in it already."""
+    DEEPER = enum.auto()
+    """The chain goes on, deeper than was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawWaker:
+    """Who ended a wait.
+
+    Attributes:
+        context: What it is; the rest is empty unless it is a task or an interrupt.
+        task: The thread, as at the wakeup.
+        space: Where its user addresses belong.
+        user: As in :class:`RawSample`.
+        kernel: The same in the kernel.
+        lost: A stack was there and could not be kept.
+    """
+
+    context: Context
+    task: Task | None = None
+    space: AddressSpace | None = None
+    user: tuple[AbsoluteAddress, ...] = ()
+    kernel: tuple[AbsoluteAddress, ...] = ()
+    lost: bool = False
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawSample:
     """One distinct pair of stacks and its weight.
@@ -93,6 +130,8 @@ class RawSample:
         kernel: The same in the kernel.
         lost: A stack was there and could not be kept.
         value: In the unit of the profile.
+        waits: How the wait went, from :data:`bpflame.profile.WAITS`; empty for what is no wait.
+        wakers: Who ended the wait, who ended that one's own wait, and so on.
     """
 
     task: Task
@@ -101,6 +140,8 @@ class RawSample:
     kernel: tuple[AbsoluteAddress, ...]
     lost: bool
     value: int
+    waits: tuple[str, ...] = ()
+    wakers: tuple[RawWaker, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
