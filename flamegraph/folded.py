@@ -1,10 +1,10 @@
 r"""Folded stacks: one line ``frame;frame;frame count`` per distinct stack, root first.
 
 The text that flame graph tools exchange. The kind of a frame is a suffix of its name: kernel
-``_[k]``, inlined ``_[i]``, JIT ``_[j]``, waker ``_[w]``; a separator is the name ``--``. Names are
-escaped (see :mod:`bpflame.flamegraph.text`), which other tools show as it stands, so any name
-survives the round trip. What a line cannot hold is lost: tasks, modules, source lines, and that a
-root frame named a process.
+``_[k]``, inlined ``_[i]``, JIT ``_[j]``, waker ``_[w]``; a separator is the name ``--``, a wait one
+of :data:`bpflame.profile.WAITS`. Names are escaped (see :mod:`bpflame.flamegraph.text`), which
+other tools show as it stands, so any name survives the round trip. What a line cannot hold is lost:
+tasks, modules, source lines, and that a frame named a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TextIO
 from bpflame.errors import InputError
 from bpflame.flamegraph import collector
 from bpflame.flamegraph.text import escape_char, escape_name, unescape_name
-from bpflame.profile import Frame, FrameKind, Metadata, Profile, Sample
+from bpflame.profile import WAITS, Frame, FrameKind, Metadata, Profile, Sample
 
 SUFFIXES = {
     FrameKind.KERNEL: "_[k]",
@@ -114,12 +114,14 @@ def _token(frame: Frame) -> str:
     if frame.kind is FrameKind.SEPARATOR:
         return SEPARATOR
     text = escape_name(frame.name)
+    if frame.kind is FrameKind.WAIT and text in WAITS:
+        return text
     if frame.kind in SUFFIXES:
         return text + SUFFIXES[frame.kind]
     # A name that would be read as something else, or whose end would be taken for padding.
     if text == SEPARATOR:
         return escape_char("-") + "-"
-    if text[-4:] in _KINDS or text.endswith(" "):
+    if text in WAITS or text[-4:] in _KINDS or text.endswith(" "):
         return text[:-1] + escape_char(text[-1])
     return text
 
@@ -127,6 +129,8 @@ def _token(frame: Frame) -> str:
 def _frame(token: str) -> Frame:
     if token == SEPARATOR:
         return Frame(SEPARATOR, FrameKind.SEPARATOR)
+    if token in WAITS:
+        return Frame(token, FrameKind.WAIT)
     kind = _KINDS.get(token[-4:], FrameKind.USER)
     text = token if kind is FrameKind.USER else token[:-4]
     return Frame(unescape_name(text), kind)

@@ -11,15 +11,25 @@ from hypothesis import strategies as st
 from bpflame.errors import InputError
 from bpflame.flamegraph.folded import folded_lines, read_folded, write_folded
 from bpflame.flamegraph.text import columns, escape_name, fit, printable, unescape_name
-from bpflame.profile import Frame, FrameKind, Profile, Sample, Task
+from bpflame.profile import WAITS, Frame, FrameKind, Profile, Sample, Task
 
 TRICKY = st.text(
     st.sampled_from(";\\ #\t\n\r\x1b\x85\x9f\u2028\u202e\udc80\ufeff\ufffe-_[]kx0a3bu")
 )
-NAMES = st.one_of(st.text(), TRICKY)
-# A line has no place for "this root names a process".
-KINDS = st.sampled_from([k for k in FrameKind if k not in (FrameKind.PROCESS, FrameKind.SEPARATOR)])
-FRAMES = st.one_of(st.builds(Frame, NAMES, KINDS), st.just(Frame("--", FrameKind.SEPARATOR)))
+NAMES = st.one_of(st.text(), TRICKY, st.sampled_from(["--", "--_[w]", *WAITS]))
+# A line has no place for "this names a process"; the others have names of their own.
+KINDS = st.sampled_from(
+    [
+        kind
+        for kind in FrameKind
+        if kind not in (FrameKind.PROCESS, FrameKind.SEPARATOR, FrameKind.WAIT)
+    ]
+)
+FRAMES = st.one_of(
+    st.builds(Frame, NAMES, KINDS),
+    st.builds(Frame, st.sampled_from(WAITS), st.just(FrameKind.WAIT)),
+    st.just(Frame("--", FrameKind.SEPARATOR)),
+)
 SAMPLES = st.builds(Sample, st.lists(FRAMES, max_size=6).map(tuple), st.integers(0, 10**15))
 PROFILES = st.lists(SAMPLES, max_size=8).map(lambda s: Profile("cpu", "samples", tuple(s)))
 
@@ -81,6 +91,55 @@ def test_lines_are_merged_sorted_and_marked() -> None:
         "main;f_[i];g_[j] 1",
         "main;read_[k] 5",
     ]
+
+
+def test_waits_are_told_from_functions_of_their_names() -> None:
+    (line,) = folded_lines(
+        cpu(
+            Sample(
+                (
+                    Frame("[run queue]"),
+                    Frame("[blocked]", FrameKind.KERNEL),
+                    Frame("[blocked]", FrameKind.WAIT),
+                    Frame("[partial]", FrameKind.WAIT),
+                ),
+                1,
+            )
+        )
+    )
+    assert line == r"[run queue\x5d;[blocked]_[k];[blocked];[partial] 1"
+    (sample,) = read_folded([line], "x").samples
+    kinds = [frame.kind.value for frame in sample.stack]
+    assert kinds == ["user", "kernel", "wait", "wait"]
+    assert sample.stack[0].name == "[run queue]"
+
+
+def test_a_wait_of_no_known_name_reads_as_a_function() -> None:
+    lines = folded_lines(cpu(Sample((Frame("f_[k]", FrameKind.WAIT),), 1)))
+    (sample,) = read_folded(lines, "x").samples
+    assert sample.stack == (Frame("f_[k]"),)
+
+
+def test_a_stack_goes_on_in_the_stacks_of_its_wakers() -> None:
+    waiter = (Frame("main"), Frame("do_futex", FrameKind.KERNEL))
+    names = ("futex_wake", "unlock", "worker", None, "hrtimer_wakeup", "[timer]", None, "[cycle]")
+    wakers = tuple(
+        Frame("--", FrameKind.SEPARATOR) if name is None else Frame(name, FrameKind.WAKER)
+        for name in (None, *names)
+    )
+    profile = cpu(Sample((*waiter, *wakers), 5))
+    assert list(folded_lines(profile)) == [
+        "main;do_futex_[k];--;futex_wake_[w];unlock_[w];worker_[w]"
+        ";--;hrtimer_wakeup_[w];[timer]_[w];--;[cycle]_[w] 5"
+    ]
+    assert sums(read_folded(folded_lines(profile), "x")) == sums(profile)
+
+
+def test_that_a_frame_names_a_process_is_lost() -> None:
+    process = Frame("[blocked]", FrameKind.PROCESS)
+    wake = Frame("try_to_wake_up", FrameKind.KERNEL)
+    (sample,) = read_folded(folded_lines(cpu(Sample((process, wake, process), 1))), "x").samples
+    assert sample.stack == (Frame("[blocked]"), wake, Frame("[blocked]"))
 
 
 def test_sorted_frame_by_frame_so_that_siblings_stay_together() -> None:
