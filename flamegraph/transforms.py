@@ -27,6 +27,11 @@ def _by_cgroup(task: Task) -> tuple[str, ...]:
     return (task.cgroup or _UNKNOWN_CGROUP, task.comm)
 
 
+def _is_interrupt(task: Task) -> bool:
+    """Whether nobody ran: ``[timer]`` has no pid to tell it by, and no cgroup."""
+    return not task.pid and task.comm.startswith("[")
+
+
 GROUPINGS: dict[str, Callable[[Task], tuple[str, ...]]] = {
     "comm": _by_comm,
     "pid": _by_pid,
@@ -58,7 +63,7 @@ def group_by(profile: Profile, by: str) -> Profile:
     interned: dict[str, Frame] = {}
     roots: dict[Task | None, tuple[Frame, ...]] = {None: ()}
     for task in tasks:
-        names = GROUPINGS[by](task)
+        names = _by_comm(task) if _is_interrupt(task) else GROUPINGS[by](task)
         roots[task] = tuple(interned.setdefault(n, Frame(n, FrameKind.PROCESS)) for n in names)
     samples = tuple(
         Sample(roots[sample.task] + sample.stack, sample.value, sample.task)

@@ -76,6 +76,22 @@ def test_kinds_of_one_name_are_kept_apart() -> None:
     assert [node.frame.kind.value for node in root.children] == ["jit", "kernel", "user"]
 
 
+def test_chains_of_wakers_merge_as_far_as_they_agree() -> None:
+    lines = ["f;--;f_[w];a_[w] 1", "f;--;f_[w];--;b_[w] 2", "f;--;f 4", "f;[blocked] 8", "f;f 16"]
+    root = build_tree(read_folded(lines, "x").samples)
+    assert [(depth, n.frame.name, n.frame.kind.value, n.total) for depth, n in nodes(root)[1:]] == [
+        (1, "f", "user", 31),
+        (2, "--", "separator", 7),
+        (3, "f", "user", 4),
+        (3, "f", "waker", 3),
+        (4, "--", "separator", 2),
+        (5, "b", "waker", 2),
+        (4, "a", "waker", 1),
+        (2, "[blocked]", "wait", 8),
+        (2, "f", "user", 16),
+    ]
+
+
 def test_a_node_keeps_what_its_frames_agree_on() -> None:
     here = Frame("f", module="m", file="f.c", line=1, unnamed=Reason.NO_SYMBOL)
     there = Frame("f", module="m", file="f.c", line=2, unnamed=Reason.UNMAPPED)
@@ -203,6 +219,14 @@ def test_grouping_by_what_was_not_recorded() -> None:
         group_by(profile(Task(1, 1, "a")), "cgroup")
     with pytest.raises(UsageError, match="cannot group by colour"):
         group_by(profile(), "colour")
+
+
+@pytest.mark.parametrize("by", sorted(GROUPINGS))
+def test_an_interrupt_has_only_its_name(by: str) -> None:
+    tasks = (Task(0, 0, "[timer]"), Task(7, 8, "[timer]", "/x"))
+    interrupt, thread = group_by(profile(*tasks), by).samples
+    assert interrupt.stack == (Frame("[timer]", FrameKind.PROCESS), *MAIN)
+    assert (thread.stack == interrupt.stack) is (by == "comm")
 
 
 def test_the_idle_task_has_no_thread_id_anyway() -> None:
