@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from bpflame.flamegraph.layout import Layout
 from bpflame.flamegraph.units import counted, format_value, percent
-from bpflame.profile import Metadata, Profile
+from bpflame.profile import BLOCKED, PARTIAL, PREEMPTED, RUN_QUEUE, Metadata, Profile
 
-_TITLES = {
-    "cpu": "CPU flame graph",
-    "offcpu": "Off-CPU flame graph",
-    "wakeup": "Wakeup flame graph",
-    "offwake": "Off-CPU and waker flame graph",
-    "chain": "Wake chain flame graph",
+WAITS = {
+    BLOCKED: "waits for something other than a CPU",
+    RUN_QUEUE: "ready to run, waits for a CPU",
+    PREEMPTED: "ready to run, another thread was given the CPU",
+    PARTIAL: "began before the recording, or went on after it",
 }
+"""What the names of waits mean."""
+
+
+class _Words(NamedTuple):
+    """The words for a kind of profile: its title, what an empty one lacks, what times sum up to."""
+
+    title: str
+    none: str = "No samples"
+    total: str = "in total"
+
+
+_KINDS = {
+    "cpu": _Words("CPU flame graph"),
+    "offcpu": _Words("Off-CPU flame graph", "No waits", "of waiting in total"),
+    "wakeup": _Words("Wakeup flame graph", "No wakeups", "in total until woken"),
+    "offwake": _Words("Off-CPU and waker flame graph", "No waits", "of waiting in total"),
+    "chain": _Words("Wake chain flame graph", "No waits", "of waiting in total"),
+}
+_EVENTS = {"sched_switch": "context switches"}
 # Counters that tell of something missing or uncertain; the rest is for the audit line.
-_LOSSES = ("lost_", "missed_", "refused_", "truncated_", "unknown_")
+_LOSSES = ("lost_", "missed_", "refused_", "truncated_", "unknown_", "partial_")
+_NANOSECONDS = "_ns"
 
 
 def title(profile: Profile) -> str:
     """The recording's own title, or that of its kind."""
-    return profile.meta.title or _TITLES.get(profile.kind, f"{profile.kind} flame graph")
+    return profile.meta.title or _words(profile).title
+
+
+def nothing(profile: Profile) -> str:
+    """What to say in place of a picture that has nothing to show."""
+    return _words(profile).none
 
 
 def origin(profile: Profile) -> list[str]:
@@ -47,7 +72,7 @@ def losses(profile: Profile, layout: Layout, minwidth: float) -> list[str]:
         minwidth: The least width of a box, in pixels.
     """
     phrases = [
-        f"{name.replace('_', ' ')}: {number:,}"
+        _counter(name, number, profile.unit)
         for name, number in sorted(profile.meta.counters.items())
         if number and name.startswith(_LOSSES)
     ]
@@ -60,15 +85,29 @@ def losses(profile: Profile, layout: Layout, minwidth: float) -> list[str]:
     return phrases
 
 
+def _words(profile: Profile) -> _Words:
+    return _KINDS.get(profile.kind) or _Words(f"{profile.kind} flame graph")
+
+
 def _amount(profile: Profile) -> str:
     if not profile.total:
         return ""
     amount = format_value(profile.total, profile.unit)
-    return f"{amount} in total" if profile.unit == "ns" else amount
+    if profile.unit == "ns":
+        amount = f"{amount} {_words(profile).total}"
+    return amount
+
+
+def _counter(name: str, number: int, unit: str) -> str:
+    if name.endswith(_NANOSECONDS) or (name == "lost_value" and unit == "ns"):
+        amount = format_value(number, "ns")
+    else:
+        amount = f"{number:,}"
+    return f"{name.removesuffix(_NANOSECONDS).replace('_', ' ')}: {amount}"
 
 
 def _event(meta: Metadata) -> str:
-    event = meta.event
+    event = _EVENTS.get(meta.event, meta.event)
     if meta.frequency:
         event = f"{event or 'sampled'} at {meta.frequency:,} Hz"
     if meta.cpus:

@@ -95,7 +95,7 @@ class _Picture:
         self.layout = layout
         self.options = options
         self.inner = options.width - 2 * PAD
-        self.classes = [_css_class(box) for box in layout.boxes]
+        self.classes = [_css_class(box, profile.kind) for box in layout.boxes]
         self.subtitles = self._subtitles()
         self.top = _HEADER + _LINE * len(self.subtitles) + 6
         self.graph_height = max(layout.rows, 3) * ROW
@@ -192,7 +192,7 @@ class _Picture:
 
     def _say_empty(self, drawing: Any) -> None:
         middle = self.top + self.graph_height / 2
-        drawing.add(_text("No samples", ("50%", middle), "empty"))
+        drawing.add(_text(caption.nothing(self.profile), ("50%", middle), "empty"))
         if self.options.empty_reason:
             reason = printable(self.options.empty_reason)
             shown = fit(reason, int(self.inner / _SUBTITLE_CHAR))
@@ -229,8 +229,8 @@ def _text(text: str, insert: tuple[float | str, float], css_class: str, whole: s
     return element
 
 
-def _css_class(box: Box) -> str:
-    return colors.HIDDEN if box.node is None else colors.color_class(box.node.frame)
+def _css_class(box: Box, kind: str) -> str:
+    return colors.HIDDEN if box.node is None else colors.color_class(box.node.frame, kind)
 
 
 def _about(frame: Frame) -> str:
@@ -239,6 +239,8 @@ def _about(frame: Frame) -> str:
         return ""
     source = f"{frame.file}:{frame.line}" if frame.line else frame.file
     kind = "" if frame.kind in (FrameKind.USER, FrameKind.PROCESS) else frame.kind.value
+    if frame.kind is FrameKind.WAIT:
+        kind = caption.WAITS.get(frame.name, kind)
     parts = (kind, frame.module, source, frame.unnamed.value if frame.unnamed else "")
     line = ", ".join(part for part in parts if part)
     return "\n" + escape(printable(line)) if line else ""

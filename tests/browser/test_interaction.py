@@ -319,6 +319,38 @@ def test_time_is_shown_as_time(show: Show) -> None:
     assert page.find(".details").text == "read  2.50 ms, 100.00%"
 
 
+def test_search_goes_on_in_the_stacks_of_wakers(show: Show) -> None:
+    lines = [
+        "main;read;--;wake_[w];write_[w];sh_[w];--;wake_[w];[timer]_[w] 3000000000",
+        "main;read;[blocked];[partial] 1000000000",
+    ]
+    page = show(draw(read_folded(lines, "test", "chain", "ns")))
+    page.search("wake")
+    assert page.matched() == ["wake", "wake"]
+    assert page.status() == "Matched 75.00%"
+    page.click("--", 1)
+    assert page.labels() == [
+        "all",
+        "main",
+        "read",
+        "--",
+        "wake",
+        "write",
+        "sh",
+        "--",
+        "wake",
+        "[timer]",
+    ]
+    assert page.status() == "Matched 100.00% of view, 75.00% of all"
+    page.hover("--", 1)
+    assert page.find(".details").text == "--  3.00 s, 75.00%, 100.00% of view  separator"
+    page.keys(Keys.ESCAPE)
+    page.hover("[blocked]")
+    assert page.find(".details").text == (
+        "[blocked]  1.00 s, 25.00%  waits for something other than a CPU"
+    )
+
+
 def test_picture_is_as_wide_as_the_window(show: Show) -> None:
     page = show(draw(stacks()))
     for width in (1280, 700, 1600):

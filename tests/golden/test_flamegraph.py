@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 
@@ -82,12 +83,71 @@ main;foo 7
 
 NARROW = "".join(f"main;wide;tiny{n} 1\n" for n in range(400)) + "main;wide 99600\nmain;b;c 2\n"
 
+# Where threads wait: folded stacks in which "=" marks the name of a process.
+WAITING = {
+    "offcpu": r"""
+=sh;main;wait_for;wait4;do_syscall_64_[k];do_wait_[k];schedule_[k];[blocked] 1500000000
+=sh;main;wait_for;wait4;do_syscall_64_[k];do_wait_[k];schedule_[k];[blocked];[partial] 700000000
+=sh;main;wait_for;wait4;do_syscall_64_[k];do_wait_[k];schedule_[k];[run queue] 250000000
+=sh;main;expand;[libc.so.6+0x1234];apic_timer_interrupt_[k];schedule_[k];[preempted] 90000
+=sh;main;[partial\x5d;poll;do_poll_[k];schedule_[k];[run queue];[partial] 120000000
+=sh;[partial] 200000000
+""",
+    "wakeup": """
+=make;main;exit_group;do_exit_[k];do_notify_parent_[k];try_to_wake_up_[k];=sh 1500000000
+=make;main;write;do_syscall_64_[k];pipe_write_[k];try_to_wake_up_[k];=cat 30000000
+=[timer];asm_sysvec_apic_timer_interrupt_[k];hrtimer_wakeup_[k];try_to_wake_up_[k];=sh 400000000
+=[irq];asm_common_interrupt_[k];handle_irq_event_[k];try_to_wake_up_[k];=cat 60000000
+=[softirq];__do_softirq_[k];net_rx_action_[k];try_to_wake_up_[k];=curl 999
+""",
+    "offwake": """
+=sh;main;wait4;do_wait_[k];--;wake_up_[w];do_exit_[w];main_[w];make_[w] 1500000000
+=sh;main;wait4;do_wait_[k];--;[unknown waker]_[w] 300000000
+=sh;main;wait4;do_wait_[k];[run queue] 20000000
+=sh;main;wait4;do_wait_[k];[blocked];[partial] 600000000
+=sh;main;nanosleep;do_nanosleep_[k];--;wake_up_[w];hrtimer_wakeup_[w];[timer]_[w] 80000000
+=sh;main;expand;[preempted] 5000000
+""",
+    "chain": """
+=sh;main;wait4;do_wait_[k];--;wake_up_[w];make_[w];--;nvme_irq_[w];[irq]_[w] 900000000
+=sh;main;wait4;do_wait_[k];--;wake_up_[w];make_[w];--;[deeper]_[w] 300000000
+=sh;main;wait4;do_wait_[k];--;wake_up_[w];make_[w];--;write_[w];sh_[w];--;[cycle]_[w] 200000000
+=sh;main;wait4;do_wait_[k];--;wake_up_[w];make_[w] 100000000
+=sh;main;wait4;do_wait_[k];[run queue] 20000000
+""",
+}
+
+
+def waiting(kind: str) -> Profile:
+    """The profile of that kind, of a recording that missed some."""
+
+    def whole(frame: Frame) -> Frame:
+        name = frame.name.removeprefix("=")
+        return frame if name == frame.name else Frame(name, FrameKind.PROCESS)
+
+    profile = read_folded(WAITING[kind].splitlines(), kind, kind, "ns")
+    meta = Metadata(
+        target="all CPUs",
+        host="web-1",
+        cpus=2,
+        event="sched_switch",
+        duration=2.0,
+        counters={"partial_ns": 700_000_000, "unknown_waker_ns": 300_000_000, "lost_wakers": 3},
+    )
+    samples = tuple(
+        dataclasses.replace(sample, stack=tuple(whole(frame) for frame in sample.stack))
+        for sample in profile.samples
+    )
+    return dataclasses.replace(profile, samples=samples, meta=meta)
+
+
 CASES = {
     "siblings": (read_folded(SIBLINGS.splitlines(), "siblings"), SvgOptions()),
     "narrow": (read_folded(NARROW.splitlines(), "narrow"), SvgOptions(title="Narrow", width=800)),
     "kinds": (EVERY_KIND, SvgOptions()),
     "inverted": (EVERY_KIND, SvgOptions(inverted=True, subtitle="upside down")),
     "hostile": (HOSTILE, SvgOptions()),
+    **{kind: (waiting(kind), SvgOptions()) for kind in WAITING},
     "empty": (Profile("offcpu", "ns", ()), SvgOptions(empty_reason="pid 7 was idle for 10 s")),
 }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 import importlib.resources
 import io
 import re
@@ -15,13 +16,14 @@ from bpflame.flamegraph.layout import SPAN
 from bpflame.flamegraph.svg import PAD, SvgOptions, write_svg
 from bpflame.flamegraph.text import columns, printable
 from bpflame.flamegraph.units import format_value, percent
-from bpflame.profile import Frame, FrameKind, Metadata, Profile, Reason, Sample
+from bpflame.profile import WAITS, Frame, FrameKind, Metadata, Profile, Reason, Sample
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = st.one_of(
     st.text(),
     st.text(st.sampled_from("<>&]\"'\x00\x1b\t\n\ud800\udfff\ufffe\uffff\u202e\x85script")),
 )
+KINDS = ("cpu", "offcpu", "wakeup", "offwake", "chain")
 ALLOWED = {"svg", "title", "defs", "style", "rect", "text", "g", "path", "script"}
 
 
@@ -82,6 +84,43 @@ def test_a_frame_tells_its_value_share_and_origin() -> None:
         "main\n4,000 samples, 100.00%, self 25.00%\n/bin/app, a.c:7",
         "read\n3,000 samples, 75.00%\nkernel, vmlinux",
         "[x+0x1]\n3,000 samples, 75.00%\nno symbol covers the address (stripped)",
+    ]
+
+
+def test_a_wait_tells_its_time_and_what_it_means() -> None:
+    stack = (
+        Frame("sh", FrameKind.PROCESS),
+        Frame("read", FrameKind.KERNEL),
+        Frame("[blocked]", FrameKind.WAIT),
+        Frame("[partial]", FrameKind.WAIT),
+    )
+    samples = (Sample(stack, 3_000_000_000), Sample(stack[:3], 1_234_000))
+    assert titles(parse(draw(Profile("offcpu", "ns", samples))))[-2:] == [
+        "[blocked]\n3.00 s, 100.00%, self 0.04%\nwaits for something other than a CPU",
+        "[partial]\n3.00 s, 99.96%\nbegan before the recording, or went on after it",
+    ]
+
+
+def test_who_waits_and_who_wakes_are_boxes_of_their_own() -> None:
+    separator = Frame("--", FrameKind.SEPARATOR)
+    user, waker = Frame("unlock"), Frame("unlock", FrameKind.WAKER)
+    stacks = ((user, separator, waker, separator, waker), (user, separator), (user, user))
+    root = parse(draw(Profile("chain", "ns", tuple(Sample(stack, 10) for stack in stacks))))
+    classes = [rect.get("class", "")[0] for rect in root.findall(f"{SVG}svg/{SVG}rect")]
+    assert "".join(classes) == "puswswu"
+    labels = {e.text: e.get("class") for e in root.findall(f"{SVG}g/{SVG}text")}
+    assert (labels["--"], labels["unlock"]) == ("s", None)
+
+
+def test_the_legend_has_the_words_for_what_is_drawn() -> None:
+    frames = [Frame("f", kind) for kind in FrameKind if kind is not FrameKind.WAIT]
+    frames += [Frame(name, FrameKind.WAIT) for name in WAITS]
+    samples = tuple(Sample((frame,), 1) for frame in frames)
+    root = parse(draw(Profile("chain", "ns", samples), SvgOptions(subtitle="mine")))
+    assert texts(root, "subtitle") == [
+        "mine",
+        *("user", "kernel", "inlined", "JIT", "waker"),
+        *("blocked", "run queue", "preempted", "partial"),
     ]
 
 
@@ -160,6 +199,13 @@ def test_an_empty_profile_says_so(values: list[int]) -> None:
     assert titles(root) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"), [("cpu", "No samples"), ("wakeup", "No wakeups"), ("chain", "No waits")]
+)
+def test_an_empty_profile_says_what_there_is_none_of(kind: str, text: str) -> None:
+    assert texts(parse(draw(Profile(kind, "ns", ()))), "empty") == [text]
+
+
 def test_ten_thousand_frames_deep() -> None:
     root = parse(draw(profile((";".join(f"f{n}" for n in range(10_000)), 1))))
     assert len(titles(root)) == 10_001
@@ -204,12 +250,50 @@ def contrast(left: str, right: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def classes(profile_kind: str, *kinds: FrameKind) -> set[str]:
+    """Of all the shades that names can have."""
+    names = ["[x]", *WAITS, *(f"f{n}" for n in range(99))]
+    return {colors.color_class(Frame(name, k), profile_kind) for name in names for k in kinds}
+
+
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("letter", "pukijwsn")
-def test_labels_are_legible_on_every_color(letter: str, dark: bool) -> None:
-    ink = "#ffffff" if letter == "s" else ("#eceef2" if dark else "#1d2129")
-    for shade in range(colors.SHADES):
-        assert contrast(ink, colors.fill(f"{letter}{shade}", dark)) >= 4.5
+@pytest.mark.parametrize("kind", [*KINDS, "unheard-of"])
+def test_labels_are_legible_on_every_color(kind: str, dark: bool) -> None:
+    for css_class in classes(kind, *FrameKind):
+        ink = "#ffffff" if css_class[0] == "s" else ("#eceef2" if dark else "#1d2129")
+        assert contrast(ink, colors.fill(css_class, dark)) >= 4.5, css_class
+
+
+def hues(css_classes: set[str], dark: bool) -> list[float]:
+    """From least to greatest, degrees."""
+    fills = [colors.fill(css_class, dark) for css_class in css_classes]
+    parts = [[int(fill[n : n + 2], 16) / 255 for n in (1, 3, 5)] for fill in fills]
+    return sorted(360 * colorsys.rgb_to_hls(*part)[0] for part in parts)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("kind", ["offcpu", "wakeup", "offwake", "chain"])
+def test_who_waits_is_blue_and_who_wakes_is_aqua(kind: str, dark: bool) -> None:
+    aqua, blue = (160, 200), (200, 230)
+    low, high = aqua if kind == "wakeup" else blue
+    code = {f"{letter}{shade}" for letter in "uk" for shade in range(colors.SHADES)}
+    drawn = classes(kind, FrameKind.USER, FrameKind.KERNEL)
+    assert {css_class[0] + css_class[-1] for css_class in drawn} >= code
+    user = hues({css_class for css_class in drawn if css_class[0] == "u"}, dark)
+    kernel = hues({css_class for css_class in drawn if css_class[0] == "k"}, dark)
+    assert low < user[0] < user[-1] < kernel[0] < kernel[-1] < high
+    if kind in ("offwake", "chain"):
+        waker = hues(classes(kind, FrameKind.WAKER), dark)
+        assert aqua[0] < waker[0] < waker[-1] < aqua[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wait_has_the_color_of_its_name(kind: str) -> None:
+    waits = [colors.color_class(Frame(name, FrameKind.WAIT), kind) for name in WAITS]
+    assert waits == ["b0", "q0", "e0", "c0"]
+    assert colors.color_class(Frame("[other]", FrameKind.WAIT), kind) == "t0"
+    for dark in (False, True):
+        assert len({colors.fill(css_class, dark) for css_class in [*waits, "t0"]}) == 5
 
 
 @pytest.mark.parametrize(("ink", "fill"), [("#1d2129", "#e879f9"), ("#eceef2", "#a21caf")])
@@ -225,6 +309,17 @@ def test_a_color_depends_on_name_and_kind_alone() -> None:
     assert colors.color_class(Frame("main", FrameKind.KERNEL))[0] == "k"
     assert colors.color_class(Frame("[libc.so.6+0x1]"))[0] == "n"
     assert colors.color_class(Frame("0x1", unnamed=Reason.UNMAPPED))[0] == "n"
+
+
+def test_pictures_of_all_kinds_can_stand_on_one_page() -> None:
+    frames = [Frame("f", kind) for kind in FrameKind] + [Frame("[x]")]
+    rules: dict[str, set[str]] = {}
+    for kind in KINDS:
+        text = draw(Profile(kind, "ns", tuple(Sample((frame,), 1) for frame in frames)))
+        for selector, fill in re.findall(r"(\.bpflame \.[a-z]+\d)\{fill:(#\w+)\}\n", text):
+            rules.setdefault(selector, set()).add(fill)
+    assert len(rules) > len(frames)
+    assert {len(fills) for fills in rules.values()} == {2}, "one for each colour scheme"
 
 
 @pytest.mark.parametrize(
