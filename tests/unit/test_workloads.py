@@ -14,14 +14,40 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "samples" / "workloads"
 KINDS = ("fp", "nofp")
 VERIFIED = ("hostile", "syscalls", "three_paths", "threads", "virtual_calls")
-PROGRAMS = (*VERIFIED, "exec_chain", "exec_chain_a", "exec_chain_b", "fork_storm", "many_stacks")
+WAITING = (
+    "busy_pair",
+    "conserve",
+    "convoy",
+    "direct_read",
+    "pipe_chain",
+    "self_timer",
+    "sleeper",
+    "thread_life",
+)
+PROGRAMS = (
+    *VERIFIED,
+    *WAITING,
+    "exec_chain",
+    "exec_chain_a",
+    "exec_chain_b",
+    "fork_storm",
+    "many_stacks",
+)
+IN_WORDS = ("conserve.c", "thread_life.c")
+"""Their truth is a sentence."""
 WITH_TRUTH = (
+    "busy_pair.c",
+    "convoy.c",
+    "direct_read.c",
     "exec_chain.c",
     "fork_storm.c",
     "hostile.c",
     "interpreted.py",
     "many_stacks.c",
+    "pipe_chain.c",
     "pipeline.sh",
+    "self_timer.c",
+    "sleeper.c",
     "syscalls.c",
     "three_paths.c",
     "threads.c",
@@ -77,7 +103,7 @@ def symbols(program: Path) -> dict[str, int]:
 
 def test_every_workload_is_listed_here() -> None:
     programs = {p.name for p in SOURCES.iterdir() if p.suffix in {".c", ".cpp", ".py", ".sh"}}
-    assert programs == set(WITH_TRUTH)
+    assert programs == {*WITH_TRUTH, *IN_WORDS}
 
 
 @pytest.mark.parametrize("source", WITH_TRUTH)
@@ -89,9 +115,18 @@ def test_truth_can_be_read_and_adds_up(source: str) -> None:
     assert tolerance is not None
     assert sum(shares(truth).values()) == PARTIAL.get(source, 100)
     assert 0 < int(tolerance) <= 7
-    for key in ("leaf", "python"):
+    for key in ("leaf", "python", "waker"):
         line = header_line(source, key)
         assert line is None or sum(shares(line).values()) == 100
+
+
+@pytest.mark.parametrize("source", IN_WORDS)
+def test_truth_in_words_is_there(source: str) -> None:
+    truth = header_line(source, "truth")
+
+    assert truth is not None
+    assert "=" not in truth
+    assert header_line(source, "tolerance") == "1"
 
 
 def test_build_makes_every_program_once(build: Path) -> None:
@@ -132,6 +167,9 @@ def test_named_functions_are_in_the_symbol_table(build: Path, source: str) -> No
         programs += ["exec_chain_a", "exec_chain_b"]
     wanted = {**shares(header_line(source, "truth") or "")}
     wanted |= shares(header_line(source, "leaf") or "")
+    wanted |= shares(header_line(source, "waker") or "")
+    wanted |= dict.fromkeys((header_line(source, "chain") or "").split(), 0)
+    wanted.pop("[timer]", None)
     for kind in KINDS:
         listed = [run("nm", "-C", build / kind / program).stdout for program in programs]
         names = {line.split(" ", 2)[-1] for text in listed for line in text.splitlines()}
@@ -184,3 +222,131 @@ def test_wrong_seconds_are_refused(build: Path, name: str) -> None:
     done = run(build / "fp" / name, "soon")
     assert done.returncode == 2
     assert "soon" in done.stderr
+
+
+def told(printed: str) -> dict[str, dict[str, int]]:
+    """What lines ``NAME key=number ...`` say."""
+    lines = [line.partition(" ") for line in printed.splitlines()]
+    assert len({name for name, _, _ in lines}) == len(lines)
+    return {name: shares(rest) for name, _, rest in lines}
+
+
+def measured(program: Path, *arguments: str | Path) -> dict[str, dict[str, int]]:
+    """Run a workload for 0.3 seconds: what it prints about its waits."""
+    start = time.monotonic()
+    done = run(program, "0.3", *arguments)
+    took = time.monotonic() - start
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 0.25 < took < 0.3 * 3 + 1
+    return told(done.stdout)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("program", "lengths"),
+    [
+        ("sleeper", {"sleep_long": 100, "sleep_middle": 40, "sleep_short": 10}),
+        ("self_timer", {"wait_timerfd": 10, "wait_nanosleep": 10, "wait_signal": 10}),
+    ],
+)
+def test_sleeps_have_their_shares(
+    build: Path, kind: str, program: str, lengths: dict[str, int]
+) -> None:
+    sleeps = measured(build / kind / program)
+    truth = shares(header_line(f"{program}.c", "truth") or "")
+    wanted = {name: lengths[name] * values["waits"] for name, values in sleeps.items()}
+
+    assert {name: 100 * ms // sum(wanted.values()) for name, ms in wanted.items()} == truth
+    for name, values in sleeps.items():
+        assert 0.5 < values["ns"] / (wanted[name] * 1e6) < 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convoy_waits_for_its_mutex(build: Path, kind: str) -> None:
+    threads = measured(build / kind / "convoy")
+
+    assert list(threads) == ["convoy-0", "convoy-1", "convoy-2"]
+    for values in threads.values():
+        assert values["waits"] > 0
+        assert values["ns"] < 2e9
+    assert sum(values["ns"] for values in threads.values()) > 0.1e9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pipe_chain_hands_every_token_on(build: Path, kind: str) -> None:
+    processes = measured(build / kind / "pipe_chain")
+
+    assert processes.keys() == {"a_waits", "b_waits", "c_waits", "d_waits"}
+    assert len({values["waits"] for values in processes.values()}) == 1
+    assert processes["d_waits"]["waits"] >= 3
+    assert all(0.1e9 < values["ns"] < 2e9 for values in processes.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_busy_pair_shares_a_cpu(build: Path, kind: str) -> None:
+    processes = measured(build / kind / "busy_pair", str(max(os.sched_getaffinity(0))))
+
+    assert processes.keys() == {"busy-A", "busy-B"}
+    for values in processes.values():
+        assert 0 < values["cpu_ns"] < 0.9 * values["wall_ns"]
+        assert values["wall_ns"] < 2e9
+
+
+@pytest.mark.parametrize("cpu", ["one", "-1", "100000"])
+def test_busy_pair_refuses_a_wrong_cpu(build: Path, cpu: str) -> None:
+    done = run(build / "fp" / "busy_pair", "0.1", cpu)
+    assert done.returncode == 2
+    assert cpu in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conserve_has_two_times_of_each_thread(build: Path, kind: str) -> None:
+    threads = measured(build / kind / "conserve")
+
+    assert threads.pop("stolen")["ns"] >= 0
+    assert list(threads) == [f"conserve-{i}" for i in range(4)]
+    for values in threads.values():
+        assert 0 < values["cpu_ns"] < values["wall_ns"]
+        assert 0.2e9 < values["wall_ns"] < 2e9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_direct_read_reads_a_disk(build: Path, kind: str) -> None:
+    file = build / "disk"
+    file.write_bytes(os.urandom(1 << 20))
+    program = build / kind / "direct_read"
+    if run(program, "0.1", file).returncode == 3:
+        return  # no disk: the refusal is what it should say
+    reads = measured(program, file)["read_block"]
+
+    assert reads["waits"] > 0
+    assert 0 < reads["ns"] < 2e9
+
+
+def test_direct_read_says_what_it_cannot_read(build: Path, tmp_path: Path) -> None:
+    program = build / "fp" / "direct_read"
+    refused = run(program, "0.1", "/proc/version")
+    (tmp_path / "small").write_bytes(b"few")
+
+    assert refused.returncode == 3
+    assert "O_DIRECT" in refused.stderr
+    for arguments in [(), ("0.1", tmp_path / "small"), ("0.1", tmp_path / "absent")]:
+        assert run(program, *arguments).returncode in {2, 3}
+    assert run(program, "soon", "/proc/version").returncode == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thread_life_sees_every_end(build: Path, kind: str) -> None:
+    lives = measured(build / kind / "thread_life")
+    rounds = lives["life-thread"]["lives"]
+
+    assert lives.pop("failed") == {"lives": 0}
+    assert lives.pop("reused")["ids"] >= 0
+    assert {name: values["lives"] for name, values in lives.items()} == {
+        "life-child": 8 * rounds,
+        "life-killed": rounds,
+        "life-executes": rounds,
+        "life-thread": rounds,
+    }
+    assert all(1e6 < values["ns"] / values["lives"] < 2e9 for values in lives.values())
