@@ -42,6 +42,7 @@ INSTALL_HINT = (
 # The numbers of enum bpf_prog_type, include/uapi/linux/bpf.h.
 PERF_EVENT = 7
 RAW_TRACEPOINT = 17
+TRACING = 26
 
 
 @functools.cache
