@@ -1,4 +1,4 @@
-"""The machine: what it is, its kernel's headers for bcc, its settings left as they were."""
+"""The machine: what it is, what the peers need mounted, its settings left as they were."""
 
 from __future__ import annotations
 
@@ -17,39 +17,46 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.programs import ROOT
 from benchmarks.report import note
 
-_PACKAGES = ("bpfcc-tools", "linux-perf", "python3-bpfcc")
+_PACKAGES = ("bpfcc-tools", "bpftrace", "linux-perf", "python3-bpfcc")
 _SETTINGS = Path("/proc/sys/kernel")
 _WATCHED = ("perf_*", "kptr_restrict", "unprivileged_bpf_disabled", "sched_autogroup_enabled")
 _BUSY = 0.5
+_TRACING = Path("/sys/kernel/tracing")
 
-# In a mount namespace of its own, where nobody else sees the headers.
-_MOUNT = """\
+# In a mount namespace of its own, where nobody else sees what is mounted. The arguments are the
+# headers, empty where those of the kernel are in place, and the command.
+_MOUNT = f"""\
 set -e
-mount -t tmpfs none /lib/modules
-modules=/lib/modules/$(uname -r)
-mkdir "$modules"
-ln -s "$1" "$modules/build"
-ln -s "$2" "$modules/source"
+if [ -n "$1" ]; then
+    mount -t tmpfs none /lib/modules
+    modules=/lib/modules/$(uname -r)
+    mkdir "$modules"
+    ln -s "$1" "$modules/build"
+    ln -s "$2" "$modules/source"
+fi
+[ -e {_TRACING}/events ] || mount -t tracefs none {_TRACING}
 shift 2
 exec "$@"
 """
 
 
-def ensure_headers() -> None:
-    """Give bcc's tools kernel headers, where those of the running kernel are missing.
+def ensure_mounts() -> None:
+    """Give the peers kernel headers and tracefs, where the machine has them not in place.
 
-    bcc's own tools do not compile without; the distribution's headers of another kernel do. The
-    whole benchmark starts anew in a mount namespace in which they are in the kernel's place.
+    bcc's own tools do not compile without the headers of the running kernel; the distribution's of
+    another kernel do. perf and bpftrace find tracepoints in tracefs only. The whole benchmark
+    starts anew in a mount namespace that has them.
 
     Raises:
         BenchmarkError: No headers are installed.
     """
-    if Path("/lib/modules", platform.release(), "build").exists():
+    in_place = Path("/lib/modules", platform.release(), "build").exists()
+    if in_place and (_TRACING / "events").exists():
         return
-    found = find_headers(Path("/usr/src"))
-    if found is None:
+    found = None if in_place else find_headers(Path("/usr/src"))
+    if found is None and not in_place:
         raise BenchmarkError("no kernel headers for profile-bpfcc: apt install linux-headers-amd64")
-    line = ["unshare", "-m", "sh", "-c", _MOUNT, "sh", *map(str, found)]
+    line = ["unshare", "-m", "sh", "-c", _MOUNT, "sh", *map(str, found or ("", ""))]
     sys.stderr.flush()
     os.execvp(line[0], [*line, sys.executable, *sys.argv])
 

@@ -117,15 +117,15 @@ def _watch(line: list[str], stdout: Path) -> tuple[int, int, float]:
     report = stdout.with_name("peak")
     report.write_text("")
     kernel = 0
-    with peers.started([str(programs.BUILT / "peak"), str(report), *line], stdout) as process:
+    with peers.started(programs.peak(report, line), stdout) as process:
         while process.poll() is None:
             words = report.read_text().split()
             if words:
                 kernel = max(kernel, kernel_bytes(Path("/proc", words[0])))
             time.sleep(0.2)
         peers.finish(process, stdout)
-    _, peak, cpu = report.read_text().split()
-    return int(peak) * 1024, kernel, int(cpu) * 1e-6
+    peak, cpu = programs.parse_peak(report.read_text())
+    return peak, kernel, cpu
 
 
 def kernel_bytes(process: Path) -> int:

@@ -59,7 +59,7 @@ Runs = dict[tuple[str, str, int], list[Run]]
 
 def measure(rounds: int, folder: Path) -> Result:
     """Run every profiler at every rate in each round."""
-    units = {kind: programs.units_for(kind, _SECONDS) for kind in KINDS}
+    units = {kind: _units(kind) for kind in KINDS}
     configurations = [(tool, rate) for tool in TOOLS for rate in (*RATES, HIGH_RATE)]
     runs: Runs = {}
     for number in range(1, rounds + 1):
@@ -74,6 +74,10 @@ def measure(rounds: int, folder: Path) -> Result:
                 runs.setdefault((kind, tool, rate), []).append(_run(times, rate, taken))
             before = after
     return _result(runs, rounds)
+
+
+def _units(kind: str) -> int:
+    return programs.units_for(_SECONDS, lambda units: programs.work(kind, units)[0])
 
 
 def _work(units: dict[str, int]) -> Times:

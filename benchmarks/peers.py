@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
@@ -27,7 +28,8 @@ _END_SECONDS = 60.0
 
 def missing() -> list[str]:
     """Programs that are needed and not here."""
-    return [name for name in ("profile-bpfcc", "perf", "gcc", "make") if not shutil.which(name)]
+    names = ("profile-bpfcc", "perf", "bpftrace", "gcc", "make")
+    return [name for name in names if not shutil.which(name)]
 
 
 def command(tool: str, rate: int, seconds: int | None, output: Path) -> list[str]:
@@ -134,17 +136,27 @@ def recording(tool: str, rate: int, output: Path) -> Iterator[None]:
     """
     stdout = stdout_of(tool, output)
     with started(command(tool, rate, None, output), stdout) as process:
-        _wait_until_ready(process, stdout)
+        wait_until_ready(process, stdout, functools.partial(_samples, process.pid))
         yield
         process.send_signal(signal.SIGINT)
         finish(process, stdout)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], stdout: Path) -> None:
+def _samples(pid: int) -> bool:
     """All three have an event on each CPU when they sample; what follows takes milliseconds."""
+    return perf_events(Path("/proc", str(pid))) >= (os.cpu_count() or 1)
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes], stdout: Path, ready: Callable[[], bool]
+) -> None:
+    """Wait until a profiler is attached, and a little longer.
+
+    Raises:
+        BenchmarkError: It has ended, or takes too long.
+    """
     end = time.monotonic() + _READY_SECONDS
-    cpus = os.cpu_count() or 1
-    while _perf_events(process.pid) < cpus:
+    while not ready():
         if process.poll() is not None:
             finish(process, stdout)
         if process.poll() is not None or time.monotonic() > end:
@@ -153,10 +165,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], stdout: Path) -> None:
     time.sleep(_SETTLE_SECONDS)
 
 
-def _perf_events(pid: int) -> int:
+def perf_events(process: Path) -> int:
+    """How many perf events are open in a process, from its folder in /proc; 0 if it is gone."""
     count = 0
     with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for entry in os.scandir(process / "fd"):
             with contextlib.suppress(OSError):
                 count += "[perf_event]" in os.readlink(entry.path)
     return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
@@ -14,7 +15,7 @@ BUILT = SAMPLES / "build" / "bench"
 
 _SOURCES = Path(__file__).resolve().parent / "programs"
 _FLAGS = (
-    *("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
+    *("-std=gnu11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"),
     *("-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer", "-fno-optimize-sibling-calls"),
 )
 
@@ -40,36 +41,68 @@ def stamp() -> list[str]:
     return [str(BUILT / "stamp"), str(last_cpu())]
 
 
+def peak(report: Path, line: Sequence[str]) -> list[str]:
+    """A command, with its peak memory and its CPU time to be found in ``report``."""
+    return [str(BUILT / "peak"), str(report), *line]
+
+
+def parse_peak(text: str) -> tuple[int, float]:
+    """Bytes and seconds of a command that has ended, from its report.
+
+    Raises:
+        BenchmarkError: It has not ended.
+    """
+    words = text.split()
+    if len(words) != 3:
+        raise BenchmarkError(f"not what a command took: {text!r}")
+    return int(words[1]) * 1024, int(words[2]) * 1e-6
+
+
 def work(kind: str, units: int) -> tuple[float, float]:
     """Do a fixed amount of work, ``cpu`` or ``syscalls``.
 
     Returns:
         Seconds of CPU time of its thread, and of wall time.
     """
-    line = [str(BUILT / "work"), kind, str(units), str(last_cpu())]
+    cpu, wall = _said("work", kind, units)
+    return cpu * 1e-9, wall * 1e-9
+
+
+def switch(kind: str, units: int) -> tuple[float, int]:
+    """Make a fixed number of switches, ``pingpong`` or ``locks``.
+
+    Returns:
+        Seconds of wall time, and the switches that the kernel counted.
+    """
+    wall, switches = _said("switch", kind, units)
+    return wall * 1e-9, switches
+
+
+def _said(program: str, kind: str, units: int) -> tuple[int, int]:
+    line = [str(BUILT / program), kind, str(units), str(last_cpu())]
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-    return parse_times(done.stdout)
+    return parse_pair(done.stdout)
 
 
-def parse_times(text: str) -> tuple[float, float]:
-    """Two numbers of nanoseconds, as seconds.
+def parse_pair(text: str) -> tuple[int, int]:
+    """The two numbers that a program prints.
 
     Raises:
         BenchmarkError: They are not two, or not positive.
     """
     words = text.split()
     if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise BenchmarkError(f"not two times: {text!r}")
-    return int(words[0]) * 1e-9, int(words[1]) * 1e-9
+        raise BenchmarkError(f"not two numbers above 0: {text!r}")
+    return int(words[0]), int(words[1])
 
 
-def units_for(kind: str, seconds: float) -> int:
-    """How much work takes about so long here."""
+def units_for(seconds: float, measure: Callable[[int], float]) -> int:
+    """How many units of work take about so long here, by the seconds that a number of them take."""
     units = 100
     while True:
-        cpu, _ = work(kind, units)
-        if cpu >= seconds / 4:
-            return max(1, round(units * seconds / cpu))
+        taken = measure(units)
+        if taken >= seconds / 4:
+            return max(1, round(units * seconds / taken))
         units *= 4
 
 

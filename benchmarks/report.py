@@ -38,13 +38,13 @@ class Result:
         title: What was measured.
         method: How, as a paragraph.
         tables: The measurements.
-        ratios: Ratios by name, which targets refer to.
+        figures: Ratios and others by name, which targets refer to.
     """
 
     title: str
     method: str
     tables: tuple[Table, ...]
-    ratios: Mapping[str, Spread]
+    figures: Mapping[str, Spread]
 
     def text(self) -> str:
         """A section of Markdown."""
@@ -58,25 +58,34 @@ class Target:
 
     Attributes:
         claim: In words.
-        ratio: Name of a ratio, ours to theirs.
-        limit: The median of the ratio is to be below. Where it is not, but the lower quartile is,
+        figure: Name of a figure: a ratio, ours to theirs, or a number with its unit.
+        limit: The median of the figure is to be below. Where it is not, but the lower quartile is,
             the measurements cannot tell the two apart.
+        unit: Of the limit; empty: a ratio.
+        at_most: The limit itself is good enough.
     """
 
     claim: str
-    ratio: str
+    figure: str
     limit: float
+    unit: str = ""
+    at_most: bool = False
 
-    def verdict(self, ratios: Mapping[str, Spread]) -> tuple[str, ...] | None:
-        """A row of the table of targets; None if the ratio was not measured."""
-        measured = ratios.get(self.ratio)
+    def verdict(self, figures: Mapping[str, Spread]) -> tuple[str, ...] | None:
+        """A row of the table of targets; None if the figure was not measured."""
+        measured = figures.get(self.figure)
         if measured is None:
             return None
-        if measured.median < self.limit:
+        if self._reached(measured.median):
             verdict = "met"
         else:
-            verdict = "even, within the noise" if measured.low < self.limit else "MISSED"
-        return (self.claim, f"< {self.limit:g}", measured.text(".3f"), verdict)
+            verdict = "even, within the noise" if self._reached(measured.low) else "MISSED"
+        sign = "<=" if self.at_most else "<"
+        limit = f"{sign} {self.limit:,g} {self.unit}".strip()
+        return (self.claim, limit, measured.text(",.0f" if self.unit else ".3f"), verdict)
+
+    def _reached(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value < self.limit
 
 
 def _overhead_targets() -> Iterable[Target]:
@@ -91,19 +100,55 @@ def _overhead_targets() -> Iterable[Target]:
                 )
 
 
+def _switch_targets() -> Iterable[Target]:
+    for work in ("pingpong", "locks"):
+        figures = f"switches {work}: bpflame"
+        yield Target(
+            f"{work}: what bpflame offcpu adds to a switch",
+            f"{figures} offcpu, ns",
+            3000,
+            "ns",
+            at_most=True,
+        )
+        yield Target(
+            f"{work}: bpflame offcpu adds less than the bpftrace program",
+            f"{figures} offcpu / bpftrace",
+            1.0,
+        )
+        yield Target(
+            f"{work}: bpflame chain --depth 8 adds less than twice what bpflame offcpu does",
+            f"{figures} chain --depth 8 / bpflame offcpu",
+            2.0,
+        )
+        yield Target(
+            f"{work}: what bpflame offcpu --sample 1/10 adds to a switch",
+            f"{figures} offcpu --sample 1/10, ns",
+            1000,
+            "ns",
+        )
+        yield Target(
+            f"{work}: what bpflame offcpu -p adds to a switch of others",
+            f"{figures} offcpu -p OTHER, ns",
+            300,
+            "ns",
+        )
+    yield Target("what bpflame lost at switches", "switches: lost by bpflame", 0, "events", True)
+
+
 TARGETS = (
     Target("first sample in below half of profile-bpfcc's time", "startup / profile-bpfcc", 0.5),
     *_overhead_targets(),
+    *_switch_targets(),
 )
 
 
 def verdicts(results: Iterable[Result]) -> str:
     """The targets that were measured, each met or MISSED; empty if there are none."""
-    ratios = {name: ratio for result in results for name, ratio in result.ratios.items()}
-    rows = tuple(row for target in TARGETS if (row := target.verdict(ratios)) is not None)
+    figures = {name: figure for result in results for name, figure in result.figures.items()}
+    rows = tuple(row for target in TARGETS if (row := target.verdict(figures)) is not None)
     if not rows:
         return ""
-    return Table(("target", "ratio", "median [quartiles]", "verdict"), rows).text()
+    return Table(("target", "limit", "median [quartiles]", "verdict"), rows).text()
 
 
 def document(results: Sequence[Result], machine: str) -> str:

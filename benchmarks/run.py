@@ -1,9 +1,9 @@
-"""Compare bpflame with profile-bpfcc and perf record, side by side on this machine.
+"""Compare bpflame with profile-bpfcc, perf record and bpftrace, side by side on this machine.
 
-    python benchmarks/run.py [--only startup|overhead|memory] [--rounds N] [--write]
+    python benchmarks/run.py [--only startup|overhead|switches|memory] [--rounds N] [--write]
 
-It needs root, and Debian's bpfcc-tools, linux-headers-amd64 and linux-perf. On a busy machine the
-figures are worth nothing.
+It needs root, and Debian's bpfcc-tools, bpftrace, linux-headers-amd64 and linux-perf. On a busy
+machine the figures are worth nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import machine, memory, overhead, peers, programs, startup
+from benchmarks import machine, memory, overhead, peers, programs, startup, switches
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import Result, document, verdicts
 
@@ -28,6 +28,7 @@ _Measure = Callable[[int, Path], Result]
 _FIGURES: dict[str, tuple[_Measure, int]] = {
     "startup": (startup.measure, startup.ROUNDS),
     "overhead": (overhead.measure, overhead.ROUNDS),
+    "switches": (switches.measure, switches.ROUNDS),
     "memory": (memory.measure, memory.ROUNDS),
 }
 
@@ -41,7 +42,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         _check()
-        machine.ensure_headers()
+        machine.ensure_mounts()
         results, where = _measure(options.only, options.rounds)
     except (BenchmarkError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -75,7 +76,7 @@ def _check() -> None:
         raise BenchmarkError("profilers of the whole system need root")
     missing = peers.missing()
     if missing:
-        hint = "apt install bpfcc-tools linux-perf gcc g++ make"
+        hint = "apt install bpfcc-tools bpftrace linux-perf gcc g++ make"
         raise BenchmarkError(f"not installed: {', '.join(missing)} ({hint})")
 
 

@@ -3,7 +3,7 @@
  * The file REPORT gets the command's process id when it starts, and when it ends its peak resident
  * size in KiB and its CPU time in microseconds, a line each. The kernel counts what a process was
  * before its exec into its peak: started from a Python program, small commands seem as large as
- * that. Hence this small one.
+ * that. Hence this small one. It ends as the command does, also by a signal.
  *
  * Usage: peak REPORT COMMAND [ARGUMENTS...]
  */
@@ -46,9 +46,12 @@ int main(int argc, char **argv)
     fprintf(report, "%d\n", child);
     fflush(report);
     must(wait4(child, &status, 0, &usage), "wait4");
-    status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     fprintf(report, "%ld\n%ld\n", usage.ru_maxrss,
             microseconds(usage.ru_utime) + microseconds(usage.ru_stime));
     fclose(report);
-    return status;
+    if (WIFSIGNALED(status)) {
+        raise(WTERMSIG(status));
+        return 128 + WTERMSIG(status);
+    }
+    return WEXITSTATUS(status);
 }

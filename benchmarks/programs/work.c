@@ -7,15 +7,11 @@
  */
 
 #define _GNU_SOURCE
-#include "bench.h"
+#include "deep.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
-#define DEPTH 20
 #define CALLS 20 /* of each kind, in a unit */
 
 static char block[4096];
@@ -23,7 +19,6 @@ static int file;
 
 VISIBLE void compute(void);
 VISIBLE void ask_kernel(void);
-VISIBLE void descend(int depth, void (*leaf)(void));
 
 VISIBLE void compute(void)
 {
@@ -35,30 +30,6 @@ VISIBLE void ask_kernel(void)
     for (int i = 0; i < CALLS; i++) {
         syscall(SYS_getppid);
         must((int)pread(file, block, sizeof block, 0), "work: pread");
-    }
-}
-
-VISIBLE void descend(int depth, void (*leaf)(void))
-{
-    if (depth > 1)
-        descend(depth - 1, leaf);
-    else
-        leaf();
-    NOT_A_TAIL_CALL();
-}
-
-/* Above everything of the same CPU. Niceness counts within a group of the scheduler only, which by
- * default is a session: we need a session of our own, and its group's niceness. */
-static void go_first(void)
-{
-    int group;
-
-    must(setsid(), "setsid");
-    must(setpriority(PRIO_PROCESS, 0, -20), "setpriority");
-    group = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
-    if (group >= 0) { /* not every kernel has them */
-        must((int)write(group, "-20", 3), "/proc/self/autogroup");
-        close(group);
     }
 }
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import statistics
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import machine, memory, peers, programs
+from benchmarks import machine, memory, peers, programs, switches, tracers
 from benchmarks.errors import BenchmarkError, retried
+from benchmarks.losses import bpflame_losses, bpftrace_losses, perf_losses
 from benchmarks.report import TARGETS, Result, Table, Target, document, verdicts
 from benchmarks.samples import STAMP_RANGE, first_stamp, first_time, folded_counts, perf_samples
 from benchmarks.stats import Spread, paired_ratios, slowdown, spread
@@ -127,11 +131,29 @@ def test_first_time_ignores_other_threads_and_the_name() -> None:
     assert first_time(samples, 1.0) == pytest.approx(0.5)
 
 
-def test_times_of_the_work() -> None:
-    assert programs.parse_times("1500000000 2000000000\n") == pytest.approx((1.5, 2.0))
+def test_what_the_programs_print() -> None:
+    assert programs.parse_pair("1500000000 2000000000\n") == (1500000000, 2000000000)
     for text in ("", "1", "1 2 3", "0 5", "-1 5", "a b"):
         with pytest.raises(BenchmarkError):
-            programs.parse_times(text)
+            programs.parse_pair(text)
+
+
+def test_peak_of_a_command_that_has_ended() -> None:
+    assert programs.parse_peak("123\n2048\n1500000\n") == pytest.approx((2048 * 1024, 1.5))
+    for text in ("", "123\n"):
+        with pytest.raises(BenchmarkError):
+            programs.parse_peak(text)
+
+
+def test_units_grow_until_the_time_can_be_told() -> None:
+    tried = []
+
+    def seconds(units: int) -> float:
+        tried.append(units)
+        return units * 1e-4
+
+    assert programs.units_for(2.0, seconds) == 20000
+    assert tried == [100, 400, 1600, 6400]
 
 
 def test_bytes_of_maps_count_each_map_once() -> None:
@@ -186,6 +208,144 @@ def test_perf_keeps_nothing_in_the_home_folder() -> None:
     assert line[3] == "record"
 
 
+@pytest.mark.parametrize("tool", tracers.OURS)
+def test_our_commands_are_what_the_tables_call_them(tool: str) -> None:
+    _, *line = tracers.command(tool, Path("/x/out"), 4321)
+    assert line == [
+        *tool.replace("OTHER", "4321").split()[1:],
+        *("-q", "--json", "-o", "/x/out"),
+    ]
+
+
+def test_commands_of_the_other_tracers() -> None:
+    line = tracers.command(tracers.PERF, Path("/x/perf.data"), 4321)
+    assert line[line.index("-e") + 1] == "sched:sched_switch"
+    assert {"-a", "-g", "/x/perf.data"} <= set(line)
+    program = tracers.command(tracers.BPFTRACE, Path("/x/out"), 4321)[-1]
+    assert "tracepoint:sched:sched_switch" in Path(program).read_text()
+
+
+def process(folder: Path, events: int, fdinfo: str = "") -> Path:
+    """A folder as in /proc, of a process with perf events and another file."""
+    (folder / "fd").mkdir(parents=True)
+    (folder / "fdinfo").mkdir()
+    for fd in range(events):
+        (folder / "fd" / str(fd)).symlink_to("anon_inode:[perf_event]")
+    (folder / "fd" / "99").symlink_to("/dev/null")
+    (folder / "fdinfo" / "99").write_text(fdinfo)
+    return folder
+
+
+def test_a_tracer_is_attached_when_its_last_event_is_there(tmp_path: Path) -> None:
+    cpus = os.cpu_count() or 1
+    none = process(tmp_path / "none", 0)
+    some = process(tmp_path / "some", cpus)
+    more = process(tmp_path / "more", cpus + 1)
+    found = {
+        tool: [tracers.is_attached(tool, folder) for folder in (none, some, more)]
+        for tool in (tracers.PERF, tracers.BPFTRACE)
+    }
+    assert found == {tracers.PERF: [False, True, True], tracers.BPFTRACE: [False, False, True]}
+
+
+def test_bpflame_is_attached_when_it_has_the_raw_tracepoint(tmp_path: Path) -> None:
+    link = "pos:\t0\nlink_type:\traw_tracepoint\nprog_id:\t7\ntp_name:\tsched_{}\n"
+    for name, attached in (("switch", True), ("process_fork", False)):
+        folder = process(tmp_path / name, 9, link.format(name))
+        assert tracers.is_attached(tracers.OFFCPU, folder) == attached
+    assert not tracers.is_attached(tracers.OFFCPU, tmp_path / "gone")
+
+
+def test_losses_of_bpflame_are_all_of_them_but_no_weight() -> None:
+    counters = {"samples": 9, "lost_samples": 2, "lost_stacks": 3, "lost_value": 1000, "other": 4}
+    assert bpflame_losses(json.dumps({"counters": counters})) == 5
+    assert bpflame_losses('{"counters": {}}') == 0
+    for text in ("", "{}", "[]", "bpflame: no"):
+        with pytest.raises(BenchmarkError):
+            bpflame_losses(text)
+
+
+def perf_data(*records: tuple[int, bytes]) -> bytes:
+    body = b"".join(struct.pack("<IHH", kind, 0, 8 + len(rest)) + rest for kind, rest in records)
+    head = b"PERFILE2" + bytes(32) + struct.pack("<QQ", 104, len(body))
+    return head.ljust(104, b"\0") + body + b"features"
+
+
+def test_losses_of_perf_are_not_counted_twice(tmp_path: Path) -> None:
+    data = tmp_path / "perf.data"
+    sample, lost, again = (9, bytes(24)), (2, struct.pack("<QQ", 77, 5)), (2, bytes(16))
+    total = (13, struct.pack("<QQ", 6, 1))  # the last one was told by no record
+    for records, expected in (
+        ([sample], 0),
+        ([lost, sample, lost, again], 10),
+        ([sample, lost, total], 6),
+    ):
+        data.write_bytes(perf_data(*records))
+        assert perf_losses(data) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PERFILE2",
+        perf_data(),
+        perf_data((9, bytes(24)))[:110],
+        perf_data((2, b"")).removesuffix(b"features"),
+        b"X" + perf_data((9, b""))[1:],
+        perf_data((9, b"")).replace(struct.pack("<IHH", 9, 0, 8), bytes(8)),
+    ],
+)
+def test_what_is_no_whole_perf_data(tmp_path: Path, content: bytes) -> None:
+    data = tmp_path / "perf.data"
+    data.write_bytes(content)
+    with pytest.raises(BenchmarkError):
+        perf_losses(data)
+
+
+def test_losses_of_bpftrace() -> None:
+    assert bpftrace_losses("Attaching 2 probes...\n@ns[\n]: 5\n") == 0
+    messages = "Lost 12 events\nERROR: failed to look up stack id -17 (pid -1): -2\nLost 3 events\n"
+    assert bpftrace_losses(messages) == 16
+
+
+def test_added_time_is_shared_by_the_switches_under_the_tool() -> None:
+    run = switches.run((0.9, 1000), (2.0, 2000), (1.1, 1000), use())
+    assert run.added == pytest.approx(0.0005)
+    assert run.loss == pytest.approx(0.5)
+
+
+def use(lost: int = 0) -> tracers.Use:
+    return tracers.Use(peak=1_500_000, kernel=2_500_000, cpu=0.25, written=3_000, lost=lost)
+
+
+def switch_runs(added: float) -> switches.Runs:
+    return {
+        (kind, tool): [switches.Run(added, 0.5, use(3))] * 2
+        for kind in switches.KINDS
+        for tool in tracers.TOOLS
+    }
+
+
+def test_every_target_of_the_switches_is_measured() -> None:
+    bare = {kind: [(1.0, 1000), (2.0, 1000)] for kind in switches.KINDS}
+    found = switches.result(switch_runs(2e-6), bare, 2)
+    targets = [target for target in TARGETS if target.figure.startswith("switches")]
+    assert len(targets) == 11
+    assert {target.figure for target in targets} <= set(found.figures)
+    assert found.figures["switches locks: bpflame offcpu, ns"].median == pytest.approx(2000)
+    assert found.figures["switches locks: perf record / bpftrace"].median == 1.0
+    assert found.figures[switches.LOST].median == 2 * 6 * 2 * 3  # of bpflame's runs alone
+    text = found.text()
+    assert "+2000 [+2000, +2000]" in text
+    assert "750 [625, 875]" in text
+
+
+def test_no_ratio_to_what_adds_nothing() -> None:
+    figures = switches.result(switch_runs(-1e-9), {}, 2).figures
+    assert not any(" / " in name for name in figures)
+
+
 def test_a_failure_is_tried_again_but_not_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
     tries = []
 
@@ -225,10 +385,27 @@ def test_a_target_is_met_below_its_limit_only() -> None:
     assert target.verdict({"y": ratio(0.1)}) is None
 
 
+def test_a_target_with_a_unit_may_reach_its_limit() -> None:
+    target = Target("cheap", "x", 3000, "ns", at_most=True)
+    for median, verdict in ((3000.0, "met"), (3000.5, "MISSED")):
+        row = target.verdict({"x": ratio(median)})
+        assert row == (
+            "cheap",
+            "<= 3,000 ns",
+            f"{median:,.0f} [{median:,.0f}, {median:,.0f}]",
+            verdict,
+        )
+
+
 def test_document_has_every_result_and_every_target() -> None:
     table = Table(("a", "b"), (("1", "2"),))
     results = [
-        Result("One", "By one.", (table,), {target.ratio: ratio(9.0) for target in TARGETS}),
+        Result(
+            "One",
+            "By one.",
+            (table,),
+            {target.figure: ratio(2 * target.limit + 9) for target in TARGETS},
+        ),
         Result("Two", "By two.", (table,), {}),
     ]
     text = document(results, "- kernel: 6")
