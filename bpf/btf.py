@@ -70,6 +70,25 @@ class Btf:
                 return found
         raise BpflameError(f"this kernel's BTF has no {struct_name}.{member}")
 
+    def knows(self, name: str) -> bool:
+        """Whether the kernel has something of that name: a helper's number, a function, ..."""
+        return self._string(name) > 0
+
+    def has_parameters(self, *names: str) -> bool:
+        """Whether some function has parameters of these names, one after the other."""
+        wanted = [self._string(name) for name in names]
+        if not all(wanted):
+            return False
+        pattern = wanted[-1].to_bytes(4, "little")
+        position = -1
+        while (position := self._types.find(pattern, position + 1)) >= 0:
+            start = position - 8 * (len(names) - 1)  # struct btf_param: name, type
+            if start >= 0 and wanted == [
+                name for name, _ in struct.iter_unpack("<II", self._types[start : position + 8])
+            ]:
+                return True
+        return False
+
     def _string(self, text: str) -> int:
         return self._strings.find(b"\0" + text.encode() + b"\0") + 1
 

@@ -11,6 +11,15 @@ LOST_STACKS = "lost_stacks"
 NEW_STACKS = "new_stacks"
 NEW_COUNTS = "new_counts"
 LOST_CHILDREN = "lost_children"
+LOST_THREADS = "lost_threads"
+LOST_WAKERS = "lost_wakers"
+NEW_LINKS = "new_links"
+NEW_CHAINS = "new_chains"
+FILTERED = "filtered_waits"
+NEGATIVE = "negative_waits"
+MISSED = "missed_ends"
+RECALLED = "recalled"
+MISTAKEN = "mistaken"
 
 COUNTERS = (
     TICKS,
@@ -24,4 +33,13 @@ COUNTERS = (
     NEW_STACKS,
     NEW_COUNTS,
     LOST_CHILDREN,
+    LOST_THREADS,
+    LOST_WAKERS,
+    NEW_LINKS,
+    NEW_CHAINS,
+    FILTERED,
+    NEGATIVE,
+    MISSED,
+    RECALLED,
+    MISTAKEN,
 )

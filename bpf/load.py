@@ -153,14 +153,21 @@ class Program:
         program = self.load(function, RAW_TRACEPOINT)
         fd = libbcc().bpf_attach_raw_tracepoint(program, tracepoint.encode())
         if fd < 0:
-            raise BpflameError(f"cannot attach to the raw tracepoint {tracepoint}")
+            raise BpflameError(
+                f"cannot attach to the raw tracepoint {tracepoint}: {os.strerror(-fd)}",
+                "bpflame needs a kernel with CONFIG_BPF_EVENTS and CONFIG_TRACEPOINTS that has it",
+            )
         self._fds.append(fd)
 
-    def close(self) -> None:
-        """Detach everything and free the maps."""
+    def detach(self) -> None:
+        """Take it from the tracepoints; the maps stay."""
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+
+    def close(self) -> None:
+        """Detach everything and free the maps."""
+        self.detach()
         self._bpf.cleanup()
 
 

@@ -6,12 +6,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from bpflame.bpf.cpus import possible_cpus
 from bpflame.bpf.load import libbcc
 from bpflame.errors import BpflameError
 
 _BATCH = 1024
+_NOEXIST = 1  # BPF_NOEXIST
 
 
 class BpfMap:
@@ -46,12 +48,23 @@ class BpfMap:
             return None
         return value.raw
 
+    def insert(self, key: bytes, value: bytes) -> bool:
+        """Make an entry; False where there is one already, or no room."""
+        return bool(self._lib.bpf_update_elem(self.fd, key, value, _NOEXIST) == 0)
+
     def drain(self) -> Iterator[tuple[bytes, bytes]]:
         """Take entries out, a batch at a time (BPF_MAP_LOOKUP_AND_DELETE_BATCH, Linux 5.6).
 
         Yields:
             Keys and values of a batch, concatenated: n * key_size and n * value_size bytes.
         """
+        return self._batches(self._lib.bpf_lookup_and_delete_batch)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries, as :meth:`drain` gives them; they stay."""
+        return self._batches(self._lib.bpf_lookup_batch)
+
+    def _batches(self, call: Any) -> Iterator[tuple[bytes, bytes]]:
         room = _BATCH
         position = ctypes.create_string_buffer(max(self.key_size, 8))
         first = True
@@ -60,7 +73,7 @@ class BpfMap:
             values = ctypes.create_string_buffer(room * self.value_size)
             count = ctypes.c_uint32(room)
             ctypes.set_errno(0)
-            result = self._lib.bpf_lookup_and_delete_batch(
+            result = call(
                 self.fd,
                 None if first else ctypes.cast(position, ctypes.POINTER(ctypes.c_uint32)),
                 ctypes.cast(position, ctypes.POINTER(ctypes.c_uint32)),

@@ -109,6 +109,7 @@ class RawWaker:
         user: As in :class:`RawSample`.
         kernel: The same in the kernel.
         lost: A stack was there and could not be kept.
+        bare: The stack only serves to tell which interrupt it was.
     """
 
     context: Context
@@ -117,6 +118,7 @@ class RawWaker:
     user: tuple[AbsoluteAddress, ...] = ()
     kernel: tuple[AbsoluteAddress, ...] = ()
     lost: bool = False
+    bare: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 import platform
-from collections.abc import Mapping as Dict
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpflame.bpf import counters as names
-from bpflame.profile import Metadata, Task
-from bpflame.profilers.counting import CountKey, StackCounts
+from bpflame.profile import Metadata
+from bpflame.profilers.counting import Counts
 from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.target import Target, cgroup_names
-from bpflame.raw import FileKey, RawProfile, RawSample
+from bpflame.raw import FileKey, RawProfile
+
+_ALWAYS = (names.LOST_SAMPLES, names.LOST_VALUE, names.LOST_STACKS, names.LOST_CHILDREN)
+_IF_ANY = (
+    names.LOST_THREADS,
+    names.LOST_WAKERS,
+    names.FILTERED,
+    names.NEGATIVE,
+    names.MISSED,
+    names.RECALLED,
+    names.MISTAKEN,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,12 +42,12 @@ class Kind:
 
 def assemble(
     kind: Kind,
-    counts: StackCounts,
+    counts: Counts,
     tracker: ProcessTracker,
-    files: Dict[FileKey, int],
+    files: Mapping[FileKey, int],
     target: Target,
     meta: Metadata,
-    counters: Dict[str, int],
+    extra: Mapping[str, int],
 ) -> RawProfile:
     """Put a recording together, while the kernel still has the programs that were running.
 
@@ -47,18 +58,16 @@ def assemble(
         files: Open descriptors of mapped files.
         target: Whom to keep: names are matched here, not in the kernel.
         meta: What the recorder knows; the rest is filled in.
-        counters: More to account for than the BPF program counts.
+        extra: More to account for than the BPF program counts.
     """
-    groups = cgroup_names() if any(key.cgroup for key, _ in counts.items()) else {}
     samples, others = [], 0
-    for key, value in counts.items():
-        sample = _sample(key, value, counts, tracker, groups)
+    for sample in counts.samples(tracker, functools.cache(cgroup_names)):
         if target.comm is None or target.comm.search(sample.task.comm):
             samples.append(sample)
         else:
-            others += value if kind.unit == "samples" else 0  # else a weight, not a number
+            others += sample.value if kind.unit == "samples" else 0  # else a weight, not a number
     total = counts.counters.total
-    kernel = any(sample.kernel for sample in samples)
+    kernel = any(s.kernel or any(waker.kernel for waker in s.wakers) for s in samples)
     return RawProfile(
         kind.name,
         kind.unit,
@@ -73,34 +82,14 @@ def assemble(
             kernel=platform.release(),
             counters={
                 "samples": total(names.SAMPLES) - others,
-                "lost_samples": total(names.LOST_SAMPLES),
-                "lost_value": total(names.LOST_VALUE),
-                "lost_stacks": total(names.LOST_STACKS),
-                "lost_children": total(names.LOST_CHILDREN),
+                **{name: total(name) for name in _ALWAYS},
                 "own_samples": total(names.OWN),
                 "idle_samples": total(names.IDLE),
-                **counters,
+                **{name: total(name) for name in _IF_ANY if total(name)},
+                **counts.extra(),
+                **extra,
             },
         ),
-    )
-
-
-def _sample(
-    key: CountKey,
-    value: int,
-    counts: StackCounts,
-    tracker: ProcessTracker,
-    groups: Dict[int, str],
-) -> RawSample:
-    comm = os.fsdecode(key.comm.split(b"\0", 1)[0])
-    cgroup = groups.get(key.cgroup, f"cgroup {key.cgroup}") if key.cgroup else ""
-    return RawSample(
-        Task(key.pid, key.tid, comm, cgroup),
-        tracker.find(key.pid, key.born),
-        counts.stack(key.user),
-        counts.stack(key.kernel),
-        counts.lost(key.user) or counts.lost(key.kernel),
-        value,
     )
 
 

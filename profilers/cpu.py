@@ -7,14 +7,12 @@ and counts them in the kernel.
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 
 from bpflame.bpf.btf import Btf
 from bpflame.bpf.counters import TICKS
 from bpflame.bpf.cpus import online_cpus, possible_cpus
 from bpflame.bpf.load import PERF_EVENT, Program
-from bpflame.bpf.maps import BpfMap
 from bpflame.bpf.perf_event import sampling_attr
 from bpflame.errors import BpflameError, UsageError
 from bpflame.profile import Metadata
@@ -24,13 +22,11 @@ from bpflame.profilers.counting import StackCounts
 from bpflame.profilers.cpu_events import CpuEvents
 from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.target import Target
+from bpflame.profilers.targeting import choose_targets, target_defines
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
-_BORN_ENTRIES = 1 << 16
-_FOLLOWED = 1 << 16  # processes that live at one time
 _MIN_ENTRIES = 1 << 13
 _MAX_ENTRIES = 1 << 18
-_FROM_EXEC, _NOW = b"\1", b"\2"  # enum target, process.h
 POLL_SECONDS = 0.1
 
 
@@ -92,27 +88,14 @@ def compile_program(options: CpuOptions) -> Program:
     machine = platform.machine()
     if machine not in _REGS_WORDS:
         raise BpflameError(f"bpflame does not know this architecture: {machine}")
-    btf = Btf.of_kernel()
     room = entries(options.frequency)
-    target = options.target
-    follow = bool(target.command) or target.children
-    defines: dict[str, int | None] = {
-        "BORN_ENTRIES": _BORN_ENTRIES,
+    defines = {
+        **target_defines(options.target, Btf.of_kernel()),
         "COUNT_ENTRIES": room,
-        "OWN_PID": os.getpid(),
         "REGS_WORDS": _REGS_WORDS[machine],
-        "SIGNAL_LIVE": btf.offset("signal_struct", "live"),
         "STACK_ENTRIES": room,
-        "TARGET_ENTRIES": _FOLLOWED if follow else len(target.pids) + len(target.tids) + 1,
-        "TASK_PID": btf.offset("task_struct", "pid"),
-        "TASK_SIGNAL": btf.offset("task_struct", "signal"),
-        "TASK_TGID": btf.offset("task_struct", "tgid"),
     }
     switches = {
-        "FILTER_CGROUP": target.cgroup is not None,
-        "FILTER_PID": bool(target.pids or target.command),
-        "FILTER_TID": bool(target.tids),
-        "FOLLOW_CHILDREN": follow,
         "INCLUDE_IDLE": options.idle,
         "KERNEL_STACKS": options.kernel,
         "KEY_CGROUP": options.cgroups,
@@ -156,20 +139,3 @@ class Prepared:
 def prepare(options: CpuOptions) -> Prepared:
     """Compile the program: the slow part, before anything is started."""
     return Prepared(options, compile_program(options))
-
-
-def choose_targets(program: Program, target: Target, command_pid: int | None) -> None:
-    """Write the filters' maps."""
-    targets = BpfMap(program.map_fd("targets"), 4, 1)
-    for number in (*target.pids, *target.tids):
-        targets.update(number.to_bytes(4, "little"), _NOW)
-    if command_pid is not None:
-        targets.update(command_pid.to_bytes(4, "little"), _FROM_EXEC)
-    if target.cgroup is not None:
-        try:
-            folder = os.open(target.cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise UsageError(f"--cgroup {target.cgroup}: {error.strerror}") from error
-        groups = BpfMap(program.map_fd("cgroup_target"), 4, 4)
-        groups.update(bytes(4), folder.to_bytes(4, "little"))
-        os.close(folder)

@@ -18,7 +18,7 @@ from bpflame.errors import Interrupted
 from bpflame.profile import Metadata
 from bpflame.profilers.assemble import Kind, assemble
 from bpflame.profilers.command import Command
-from bpflame.profilers.counting import StackCounts
+from bpflame.profilers.counting import Counts
 from bpflame.profilers.files import FileKeeper
 from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.procfs import processes
@@ -82,7 +82,7 @@ class Recorder:
         self,
         program: Program,
         source: Source,
-        counts: StackCounts,
+        counts: Counts,
         target: Target,
         command: Command | None,
         kind: Kind,

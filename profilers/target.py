@@ -42,6 +42,16 @@ class Target:
             return tuple({process_of(tid) or 0 for tid in self.tids})
         return () if self.command else None
 
+    def includes(self, pid: int, tid: int) -> bool:
+        """Whether a thread that lives now belongs to it, as far as the kernel is to tell."""
+        if self.command:
+            return False
+        if self.pids and pid not in self.pids:
+            return False
+        if self.tids and tid not in self.tids:
+            return False
+        return self.cgroup is None or _in_cgroup(self.cgroup, pid, tid)
+
     def check(self) -> None:
         """Raise UsageError naming what is not there."""
         for pid in self.pids:
@@ -117,6 +127,16 @@ def cgroup_mount() -> Path | None:
         if rest.startswith("cgroup2 "):
             return Path(fields.split()[4])
     return None
+
+
+def _in_cgroup(folder: Path, pid: int, tid: int) -> bool:
+    """Whether a thread is in a version 2 control group or below it."""
+    mount = cgroup_mount()
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/task/{tid}/cgroup").read_text().splitlines():
+            if line.startswith("0::/") and mount is not None:
+                return (mount / line[len("0::/") :]).is_relative_to(folder)
+    return False
 
 
 def cgroup_names() -> dict[int, str]:

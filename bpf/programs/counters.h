@@ -16,6 +16,15 @@ enum counter {
 	COUNTER_NEW_STACKS,   /* entries made in the map of stacks */
 	COUNTER_NEW_COUNTS,   /* entries made in the map of counts */
 	COUNTER_LOST_CHILDREN, /* new processes that the target map had no room for */
+	COUNTER_LOST_THREADS, /* threads that the map of threads had no room for */
+	COUNTER_LOST_WAKERS,  /* wakers or chains of them refused by their maps; the wait is kept */
+	COUNTER_NEW_LINKS,    /* entries made in the map of wakers */
+	COUNTER_NEW_CHAINS,   /* entries made in the map of chains */
+	COUNTER_FILTERED,     /* waits of another length than was asked for */
+	COUNTER_NEGATIVE,     /* waits that ended before they began: dropped */
+	COUNTER_MISSED,       /* waits whose end was not seen, but that the thread began another one */
+	COUNTER_RECALLED,     /* with RECALL_CHECK: kernel stacks recognised, rightly */
+	COUNTER_MISTAKEN,     /* ... and wrongly */
 	COUNTER_COUNT,
 };
 

@@ -13,8 +13,15 @@
  */
 #include "counters.h"
 #include "stack.h"
-#include "count.h"
 #include "process.h"
+
+struct count_key {
+	u64 user; /* stack ids */
+	u64 kernel;
+	struct who who;
+};
+#define COUNT_SUMS 1
+#include "count.h"
 
 /* struct bpf_perf_event_data, without the kernel's headers. */
 struct perf_event_context {
@@ -23,61 +30,30 @@ struct perf_event_context {
 	u64 addr;
 };
 
-#ifdef FILTER_CGROUP
-BPF_CGROUP_ARRAY(cgroup_target, 1);
-#endif
-
-static __always_inline bool wanted(u32 pid, u32 tid)
-{
-#ifdef FILTER_PID
-	if (!is_target(pid))
-		return false;
-#endif
-#ifdef FILTER_TID
-	if (!is_target(tid))
-		return false;
-#endif
-#ifdef FILTER_CGROUP
-	if (cgroup_target.check_current_task(0) <= 0)
-		return false;
-#endif
-	return true;
-}
-
 int bpflame_cpu(struct perf_event_context *ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
-	u32 pid = id >> 32;
-	u32 tid = id;
+	struct ids current = current_ids();
 	u64 value = 1;
 	struct count_key key = {};
 
 	count_event(COUNTER_TICKS, 1);
 #ifndef INCLUDE_IDLE
-	if (tid == 0) {
+	if (current.tid == 0) {
 		count_event(COUNTER_IDLE, 1);
 		return 0;
 	}
 #endif
-	if (pid == OWN_PID) {
+	if (current.pid == OWN_PID) {
 		count_event(COUNTER_OWN, 1);
 		return 0;
 	}
-	if (!wanted(pid, tid)) {
+	if (!is_wanted_current(current)) {
 		count_event(COUNTER_OTHER, 1);
 		return 0;
 	}
 	count_event(COUNTER_SAMPLES, 1);
 
-	key.pid = pid;
-	key.born = current_born(pid);
-	bpf_get_current_comm(&key.comm, sizeof(key.comm));
-#ifdef KEY_TID
-	key.tid = tid;
-#endif
-#ifdef KEY_CGROUP
-	key.cgroup = bpf_get_current_cgroup_id();
-#endif
+	key.who = who_is_current(current);
 #ifdef USER_STACKS
 	key.user = stack_id(ctx, BPF_F_USER_STACK);
 #endif
@@ -87,6 +63,14 @@ int bpflame_cpu(struct perf_event_context *ctx)
 #ifdef WEIGHT_PERIOD
 	value = ctx->sample_period;
 #endif
-	count_add(&key, value);
+
+	struct sums *sums = count_sums(&key);
+
+	if (sums) {
+		__sync_fetch_and_add(&sums->value[0], value);
+	} else {
+		count_event(COUNTER_LOST_SAMPLES, 1);
+		count_event(COUNTER_LOST_VALUE, value);
+	}
 	return 0;
 }

@@ -1,8 +1,8 @@
-/* Which program image a process was running, and which processes are targets.
+/* Which program image a process was running, and which tasks are targets.
  *
  * A pid names several address spaces over time: fork, exec, and reuse after an exit. `born` is when
  * the present one began, 0 for those older than the recording; user space has the same moments from
- * the perf events that tell of mappings, and so picks the right mappings for each sample.
+ * the perf events that tell of mappings, and so picks the right mappings for each stack.
  *
  * TASK_PID, TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE are offsets from BTF.
  */
@@ -12,7 +12,21 @@
 #include "counters.h"
 
 struct raw_tracepoint_args {
-	u64 arg[2];
+	u64 arg[4];
+};
+
+struct ids {
+	u32 pid; /* the kernel's tgid */
+	u32 tid; /* the kernel's pid */
+};
+
+/* Whose stacks they are. */
+struct who {
+	u64 born;   /* when this program image began */
+	u64 cgroup; /* id of the version 2 cgroup, if KEY_CGROUP */
+	u32 pid;
+	u32 tid; /* if KEY_TID */
+	char comm[16];
 };
 
 BPF_TABLE("lru_hash", u32, u64, born, BORN_ENTRIES);
@@ -24,16 +38,16 @@ enum target {
 
 BPF_HASH(targets, u32, u8, TARGET_ENTRIES); /* pids, or tids with FILTER_TID */
 
-static __always_inline bool is_target(u32 number)
-{
-	u8 *state = targets.lookup(&number);
+#ifdef FILTER_CGROUP
+BPF_CGROUP_ARRAY(cgroup_target, 1);
+#endif
 
-	return state && *state == TARGET_NOW;
-}
-
-static __always_inline u32 current_pid(void)
+static __always_inline struct ids current_ids(void)
 {
-	return bpf_get_current_pid_tgid() >> 32;
+	u64 both = bpf_get_current_pid_tgid();
+	struct ids ids = {.pid = both >> 32, .tid = both};
+
+	return ids;
 }
 
 static __always_inline u32 task_u32(u64 task, u32 offset)
@@ -44,27 +58,93 @@ static __always_inline u32 task_u32(u64 task, u32 offset)
 	return value;
 }
 
-static __always_inline u64 current_born(u32 pid)
+static __always_inline struct ids task_ids(u64 task)
+{
+	struct ids ids = {};
+
+#if TASK_TGID == TASK_PID + 4
+	u32 both[2] = {};
+
+	bpf_probe_read_kernel(both, sizeof(both), (void *)(task + TASK_PID));
+	ids.tid = both[0];
+	ids.pid = both[1];
+#else
+	ids.tid = task_u32(task, TASK_PID);
+	ids.pid = task_u32(task, TASK_TGID);
+#endif
+	return ids;
+}
+
+static __always_inline bool is_target(u32 number)
+{
+	u8 *state = targets.lookup(&number);
+
+	return state && *state == TARGET_NOW;
+}
+
+/* Whether a task, running or not, is one that was asked for, as far as its ids tell. */
+static __always_inline bool is_wanted(struct ids ids)
+{
+#ifdef FILTER_PID
+	if (!is_target(ids.pid))
+		return false;
+#endif
+#ifdef FILTER_TID
+	if (!is_target(ids.tid))
+		return false;
+#endif
+	return true;
+}
+
+/* Whether the current task belongs to the cgroup that was asked for. */
+static __always_inline bool is_wanted_cgroup(void)
+{
+#ifdef FILTER_CGROUP
+	return cgroup_target.check_current_task(0) > 0;
+#else
+	return true;
+#endif
+}
+
+static __always_inline bool is_wanted_current(struct ids current)
+{
+	return is_wanted(current) && is_wanted_cgroup();
+}
+
+static __always_inline u64 born_of(u32 pid)
 {
 	u64 *when = born.lookup(&pid);
 
 	return when ? *when : 0;
 }
 
+static __always_inline struct who who_is_current(struct ids current)
+{
+	struct who who = {.pid = current.pid, .born = born_of(current.pid)};
+
+	bpf_get_current_comm(&who.comm, sizeof(who.comm));
+#ifdef KEY_TID
+	who.tid = current.tid;
+#endif
+#ifdef KEY_CGROUP
+	who.cgroup = bpf_get_current_cgroup_id();
+#endif
+	return who;
+}
+
 /* sched_process_fork(parent, child): current is the parent. */
 int bpflame_fork(struct raw_tracepoint_args *args)
 {
-	u64 child = args->arg[1];
-	u32 pid = task_u32(child, TASK_TGID);
+	struct ids child = task_ids(args->arg[1]);
 	u64 now = bpf_ktime_get_ns();
 
-	if (task_u32(child, TASK_PID) != pid)
+	if (child.tid != child.pid)
 		return 0; /* a thread: same address space */
-	born.update(&pid, &now);
+	born.update(&child.pid, &now);
 #ifdef FOLLOW_CHILDREN
 	u8 now_on = TARGET_NOW;
 
-	if (is_target(current_pid()) && targets.update(&pid, &now_on))
+	if (is_target(current_ids().pid) && targets.update(&child.pid, &now_on))
 		count_event(COUNTER_LOST_CHILDREN, 1);
 #endif
 	return 0;
@@ -73,7 +153,7 @@ int bpflame_fork(struct raw_tracepoint_args *args)
 /* sched_process_exec(task, old_pid, bprm): current runs the new image already. */
 int bpflame_exec(struct raw_tracepoint_args *args)
 {
-	u32 pid = current_pid();
+	u32 pid = current_ids().pid;
 	u64 now = bpf_ktime_get_ns();
 
 	born.update(&pid, &now);
@@ -90,7 +170,7 @@ int bpflame_exec(struct raw_tracepoint_args *args)
 int bpflame_exit(struct raw_tracepoint_args *args)
 {
 	u64 signal = 0;
-	u32 pid = current_pid();
+	u32 pid = current_ids().pid;
 
 	bpf_probe_read_kernel(&signal, sizeof(signal), (void *)(args->arg[0] + TASK_SIGNAL));
 	if (task_u32(signal, SIGNAL_LIVE) == 0) /* the last thread of its process */

@@ -19,51 +19,48 @@
 
 struct stack {
 	u64 depth;
-	u64 ip[MAX_DEPTH]; /* leaf first; zero beyond depth */
+	u64 ip[MAX_DEPTH]; /* leaf first; beyond depth, anything */
 };
+
+/* Where return addresses in the kernel's entries for interrupts lie: RANGE(from, to) one after the
+ * other. Left out when nobody asks, or when the kernel hides its addresses. */
+#ifndef INTERRUPT_RANGES
+#define INTERRUPT_RANGES
+#endif
+#define RANGE(from, to) (ip >= (from) && ip < (to)) ||
+
+static __always_inline bool is_interrupt_entry(u64 ip)
+{
+	return INTERRUPT_RANGES false;
+}
 
 BPF_PERCPU_ARRAY(stack_scratch, struct stack, 1);
 BPF_HASH(stacks, u64, struct stack, STACK_ENTRIES);
 
-static __always_inline u64 stack_hash(const struct stack *stack)
-{
-	u64 hash = stack->depth;
+#define HASH_ROUND(hash, word)                                                  \
+	do {                                                                    \
+		hash = (hash ^ (word)) * 0xff51afd7ed558ccdULL;                 \
+		hash ^= hash >> 32;                                             \
+	} while (0) /* of the multiply-xorshift in MurmurHash3's finalizer */
 
-	for (u32 i = 0; i < MAX_DEPTH; i++) {
-		if (i >= stack->depth)
-			break;
-		/* One round of the multiply-xorshift in MurmurHash3's finalizer for each word. */
-		hash = (hash ^ stack->ip[i]) * 0xff51afd7ed558ccdULL;
-		hash ^= hash >> 32;
-	}
-	hash *= 0xc4ceb9fe1a85ec53ULL;
-	hash ^= hash >> 33;
-	return hash < STACK_FIRST_ID ? hash + STACK_FIRST_ID : hash;
+static __always_inline u64 hash_end(u64 hash, u64 length)
+{
+	hash = (hash ^ length) * 0xc4ceb9fe1a85ec53ULL;
+	return hash ^ hash >> 33;
 }
 
-/* Unwinds the current stack, keeps it, and returns its id. flags: BPF_F_USER_STACK or 0. */
-static __always_inline u64 stack_id(void *ctx, u64 flags)
+/* Keeps a stack under its hash; returns its id. */
+static __always_inline u64 stack_keep(struct stack *stack, u64 hash)
 {
-	u32 zero = 0;
-	struct stack *scratch = stack_scratch.lookup(&zero);
+	u64 id = hash_end(hash, stack->depth);
 
-	if (!scratch)
-		return STACK_LOST;
-
-	/* The helper zeroes what it does not fill, so equal stacks are equal bytes. */
-	long bytes = bpf_get_stack(ctx, scratch->ip, sizeof(scratch->ip), flags);
-
-	if (bytes <= 0)
-		return STACK_NONE;
-	scratch->depth = (u64)bytes / sizeof(u64);
-
-	u64 id = stack_hash(scratch);
-
+	if (id < STACK_FIRST_ID)
+		id += STACK_FIRST_ID;
 	/* Look up first: an insert takes the bucket's lock, a lookup does not. */
 	if (stacks.lookup(&id))
 		return id;
 
-	long error = stacks.insert(&id, scratch);
+	long error = stacks.insert(&id, stack);
 
 	if (!error) {
 		count_event(COUNTER_NEW_STACKS, 1);
@@ -72,6 +69,40 @@ static __always_inline u64 stack_id(void *ctx, u64 flags)
 		return STACK_LOST;
 	}
 	return id;
+}
+
+/* Unwinds the current stack into `stack` and keeps it; returns its id.
+ *
+ * flags: BPF_F_USER_STACK or 0. If `interrupt` is not NULL, the stack is cut where an interrupt
+ * began, since what it interrupted has nothing to do with it, and that is told. */
+static __always_inline u64 stack_take(void *ctx, u64 flags, struct stack *stack, bool *interrupt)
+{
+	u64 hash = 0;
+	long bytes = bpf_get_stack(ctx, stack->ip, sizeof(stack->ip), flags);
+
+	if (bytes <= 0)
+		return STACK_NONE;
+	stack->depth = (u64)bytes / sizeof(u64);
+	for (u32 i = 0; i < MAX_DEPTH; i++) {
+		if (i >= stack->depth)
+			break;
+		HASH_ROUND(hash, stack->ip[i]);
+		if (interrupt && is_interrupt_entry(stack->ip[i])) {
+			stack->depth = i + 1;
+			*interrupt = true;
+			break;
+		}
+	}
+	return stack_keep(stack, hash);
+}
+
+/* The id of the current stack, kept. flags: BPF_F_USER_STACK or 0. */
+static __always_inline u64 stack_id(void *ctx, u64 flags)
+{
+	u32 zero = 0;
+	struct stack *scratch = stack_scratch.lookup(&zero);
+
+	return scratch ? stack_take(ctx, flags, scratch, NULL) : STACK_LOST;
 }
 
 #endif

@@ -1,0 +1,445 @@
+/* Waits: sums the time that threads are off the CPU, by their stacks and by who ended the wait.
+ *
+ * At sched_switch the task that goes is `current`: its stacks are taken then, and the time when it
+ * comes again. At sched_waking, always run by the waker, its stacks are taken for the thread it
+ * names. That can be before the thread has left the CPU, so a wakeup is kept across its departure;
+ * it counts if it is newer than the thread's last arrival.
+ *
+ * A wait is blocked time until its wakeup, and time in the run queue from there on.
+ *
+ * Compile-time choices, given as -D, besides those of stack.h, process.h and wake.h:
+ *   STACK_ENTRIES COUNT_ENTRIES BORN_ENTRIES TARGET_ENTRIES THREAD_ENTRIES LINK_ENTRIES
+ *   CHAIN_ENTRIES             room in the maps
+ *   TASK_STATE                offset of the task's state, where sched_switch does not tell it
+ *   TASK_COMM TASK_FLAGS      offsets from BTF
+ *   OWN_PID                   bpflame itself, left out
+ *   CHAIN_DEPTH               how many wakers in a row; 0 for none
+ *   WAITER_STACKS             take the stacks of who waits
+ *   USER_STACKS KERNEL_STACKS which of them, and of the waker's
+ *   FILTER_PID FILTER_TID FILTER_CGROUP FOLLOW_CHILDREN      whose waits
+ *   USER_THREADS KERNEL_THREADS                              only those of such threads
+ *   KEY_TID KEY_CGROUP        tell threads, cgroups apart
+ *   STATES                    bits of enum state: how a wait must begin
+ *   MIN_NS MAX_NS             how long it must be
+ *   WHOLE_ONLY                without those that began before the recording
+ *   SAMPLE_ONE_IN             follow the waits that begin in one of so many milliseconds
+ */
+#include "counters.h"
+#include "stack.h"
+#include "process.h"
+#include "recall.h"
+#include "user_stack.h"
+#if CHAIN_DEPTH > 0
+#include "wake.h"
+#endif
+
+/* How a wait begins. The order is that of bpflame.profilers.waits.STATES. */
+enum state {
+	STATE_PREEMPTED,
+	STATE_RUNNABLE, /* gave up the CPU, or is new */
+	STATE_INTERRUPTIBLE,
+	STATE_UNINTERRUPTIBLE,
+	STATE_STOPPED,
+	STATE_TRACED,
+	STATE_PARKED,
+	STATE_IDLE, /* uninterruptible, and no load */
+};
+#define ALL_STATES 0xff
+
+/* include/linux/sched.h */
+#define TASK_INTERRUPTIBLE 0x1
+#define TASK_UNINTERRUPTIBLE 0x2
+#define TASK_STOPPED 0x4
+#define TASK_TRACED 0x8
+#define TASK_PARKED 0x40
+#define TASK_DEAD 0x80
+#define TASK_NOLOAD 0x400
+#define PF_KTHREAD 0x200000
+
+enum sum {
+	SUM_BLOCKED,
+	SUM_RUN_QUEUE,
+	SUM_PREEMPTED,
+	SUM_COUNT,
+};
+
+struct count_key {
+	u64 user; /* stack ids */
+	u64 kernel;
+	struct who who;
+	u64 chain;
+	u32 partial; /* the wait began before the recording */
+	u32 zero;
+};
+#define COUNT_SUMS SUM_COUNT
+#include "count.h"
+
+struct thread {
+	u64 in;    /* when it last came on a CPU; 0: not since the recording began */
+	u64 out;   /* when it left it; 0: it is there, or the wait is not followed */
+	u64 woken; /* when sched_waking last named it */
+	u64 user;  /* its stacks when it left */
+	u64 kernel;
+	struct who who;
+	u32 state;
+	u8 kept;    /* the wait is to be counted */
+	u8 partial; /* it began before the recording */
+	u8 zero[2];
+#if CHAIN_DEPTH > 0
+	struct wakers wakers; /* of the wakeup at `woken` */
+#endif
+#if CHAIN_DEPTH > 1
+	u64 caused; /* when it was last woken from a wait, and by whom */
+	struct wakers cause;
+#endif
+};
+
+BPF_HASH(threads, u32, struct thread, THREAD_ENTRIES); /* by tid */
+BPF_ARRAY(blank, struct thread, 1);                    /* zeros: too large for the stack */
+BPF_ARRAY(began, u64, 1);                              /* when all of this was attached; 0: not yet */
+
+static __always_inline struct thread *thread_of(u32 tid)
+{
+	u32 zero = 0;
+	struct thread *thread = threads.lookup(&tid);
+
+	if (thread)
+		return thread;
+
+	struct thread *none = blank.lookup(&zero);
+
+	if (!none)
+		return NULL;
+
+	long error = threads.insert(&tid, none);
+
+	if (error && error != -EEXIST) {
+		count_event(COUNTER_LOST_THREADS, 1);
+		return NULL;
+	}
+	return threads.lookup(&tid);
+}
+
+static __always_inline bool is_followed(u64 now)
+{
+#ifdef SAMPLE_ONE_IN
+	/* All waits of a millisecond or none, so that the links of a chain stay together; drawn by a
+	 * hash of its number (MurmurHash3's finalizer), so that no program falls into step. */
+	u64 hash = (now >> 20) ^ SAMPLE_SEED;
+
+	hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccdULL;
+	hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53ULL;
+	return (u32)(hash >> 32) % SAMPLE_ONE_IN == 0;
+#else
+	return true;
+#endif
+}
+
+static __always_inline bool is_wanted_kind(u64 task)
+{
+#if defined(USER_THREADS)
+	return !(task_u32(task, TASK_FLAGS) & PF_KTHREAD);
+#elif defined(KERNEL_THREADS)
+	return task_u32(task, TASK_FLAGS) & PF_KTHREAD;
+#else
+	return true;
+#endif
+}
+
+static __always_inline enum state state_of(bool preempted, u32 bits)
+{
+	if (preempted)
+		return STATE_PREEMPTED;
+	if (bits & TASK_INTERRUPTIBLE)
+		return STATE_INTERRUPTIBLE;
+	if (bits & TASK_UNINTERRUPTIBLE)
+		return bits & TASK_NOLOAD ? STATE_IDLE : STATE_UNINTERRUPTIBLE;
+	if (bits & TASK_STOPPED)
+		return STATE_STOPPED;
+	if (bits & TASK_TRACED)
+		return STATE_TRACED;
+	if (bits & TASK_PARKED)
+		return STATE_PARKED;
+	/* Those that no program waits in for long, such as that of a lock on PREEMPT_RT. */
+	return bits ? STATE_UNINTERRUPTIBLE : STATE_RUNNABLE;
+}
+
+static __always_inline bool is_blocking(enum state state)
+{
+	return state > STATE_RUNNABLE;
+}
+
+/* Adds up a wait that is over. */
+static __always_inline void count_wait(struct thread *thread, u64 now)
+{
+	struct count_key key = {
+		.user = thread->user,
+		.kernel = thread->kernel,
+		.who = thread->who,
+		.partial = thread->partial,
+	};
+	u64 all = now - thread->out, blocked = 0;
+	bool blocking = is_blocking(thread->state);
+
+	if ((s64)all < 0) {
+		count_event(COUNTER_NEGATIVE, 1);
+		return;
+	}
+	if (all < MIN_NS || all > MAX_NS) {
+		count_event(COUNTER_FILTERED, 1);
+		return;
+	}
+	if (blocking) {
+		bool woken = thread->woken >= thread->in && thread->woken;
+
+		blocked = !woken ? all : thread->woken > thread->out ? thread->woken - thread->out : 0;
+#if CHAIN_DEPTH > 0
+		key.chain = woken ? chain_keep(&thread->wakers.chain) : CHAIN_UNKNOWN;
+#endif
+	}
+	count_event(COUNTER_SAMPLES, 1);
+
+	struct sums *sums = count_sums(&key);
+
+	if (!sums) {
+		count_event(COUNTER_LOST_SAMPLES, 1);
+		count_event(COUNTER_LOST_VALUE, all);
+		return;
+	}
+	if (blocked)
+		__sync_fetch_and_add(&sums->value[SUM_BLOCKED], blocked);
+	__sync_fetch_and_add(&sums->value[thread->state == STATE_PREEMPTED ? SUM_PREEMPTED
+									   : SUM_RUN_QUEUE],
+			     all - blocked);
+}
+
+/* A wait whose end was not seen: there are kernels on which a switch now and then tells nobody. How
+ * long it was blocked is known all the same, if it was woken. */
+static __always_inline void count_unseen(struct thread *thread)
+{
+	count_event(COUNTER_MISSED, 1);
+	if (is_blocking(thread->state) && thread->woken > thread->out)
+		count_wait(thread, thread->woken);
+}
+
+/* `prev`, which is current, leaves the CPU. */
+static __always_inline void leave(struct raw_tracepoint_args *args, u64 now)
+{
+	struct ids ids = current_ids();
+	u64 task = args->arg[1];
+#ifdef TASK_STATE
+	u32 bits = task_u32(task, TASK_STATE);
+#else
+	u32 bits = args->arg[3];
+#endif
+
+	if (ids.tid == 0)
+		return;
+	if (bits & TASK_DEAD) {
+		threads.delete(&ids.tid);
+		return;
+	}
+
+	enum state state = state_of((bool)args->arg[0], bits);
+	bool kept = ids.pid != OWN_PID && (STATES >> state & 1) && is_wanted_current(ids) &&
+		    is_wanted_kind(task);
+
+#if CHAIN_DEPTH < 2
+	/* In a chain anyone may turn out to be a waker, and it is to be known what woke it. */
+	if (!kept)
+		return;
+#endif
+	if (!is_followed(now))
+		return;
+
+	struct thread *thread = thread_of(ids.tid);
+
+	if (!thread)
+		return;
+	if (thread->out && thread->kept)
+		count_unseen(thread);
+	if (kept) {
+		thread->who = who_is_current(ids);
+#ifdef WAITER_STACKS
+		struct entry_regs regs = {};
+
+		entry_regs_read(&regs);
+#ifdef USER_STACKS
+		thread->user = user_stack_id(args, &regs);
+#endif
+#ifdef KERNEL_STACKS
+		thread->kernel = kernel_stack_id(args, regs.orig_ax, NULL);
+#endif
+#endif
+	}
+	thread->state = state;
+	thread->kept = kept;
+	thread->partial = false;
+	thread->out = now;
+}
+
+/* A thread that was off the CPU when the recording began, and that user space did not see then. */
+static __always_inline bool was_away(struct thread *thread, struct ids ids, u64 task)
+{
+	u32 zero = 0;
+	u64 *start = began.lookup(&zero);
+
+	if (!start || !*start || thread->in || thread->out)
+		return false;
+#ifdef SAMPLE_ONE_IN
+	return false; /* neither followed nor not: it weighs too little to be worth a guess */
+#endif
+	thread->out = *start;
+	thread->state = thread->woken ? STATE_UNINTERRUPTIBLE : STATE_RUNNABLE;
+	thread->partial = true;
+#if defined(WHOLE_ONLY) || defined(FILTER_CGROUP) || STATES != ALL_STATES
+	thread->kept = false; /* its state is not known, nor the cgroup of a task that is not current */
+#else
+	thread->kept = ids.pid != OWN_PID && is_wanted(ids) && is_wanted_kind(task);
+#endif
+	thread->who.pid = ids.pid;
+	thread->who.born = born_of(ids.pid);
+#ifdef KEY_TID
+	thread->who.tid = ids.tid;
+#endif
+	bpf_probe_read_kernel(&thread->who.comm, sizeof(thread->who.comm),
+			      (void *)(task + TASK_COMM));
+	return true;
+}
+
+/* `next` comes on the CPU. */
+static __always_inline void arrive(u64 task, u64 now)
+{
+	struct ids ids = task_ids(task);
+
+	if (ids.tid == 0)
+		return;
+
+	struct thread *thread = threads.lookup(&ids.tid);
+
+	if (!thread) {
+#ifdef SAMPLE_ONE_IN
+		return;
+#endif
+#if CHAIN_DEPTH < 2
+		if (ids.pid == OWN_PID || !is_wanted(ids))
+			return;
+#endif
+		thread = thread_of(ids.tid);
+		if (!thread)
+			return;
+	}
+	if (thread->out || was_away(thread, ids, task)) {
+		if (thread->kept)
+			count_wait(thread, now);
+#if CHAIN_DEPTH > 1
+		if (is_blocking(thread->state)) {
+			if (thread->woken && thread->woken >= thread->in) {
+				thread->cause = thread->wakers;
+				thread->caused = thread->woken;
+			} else {
+				thread->cause.chain.depth = 0;
+				thread->cause.chain.end = END_UNKNOWN;
+				thread->caused = now;
+			}
+		}
+#endif
+	}
+	thread->out = 0;
+	thread->in = now;
+}
+
+/* sched_switch(preempt, prev, next, prev_state) */
+int bpflame_switch(struct raw_tracepoint_args *args)
+{
+	u64 now = bpf_ktime_get_ns();
+
+	leave(args, now);
+	arrive(args->arg[2], now);
+	return 0;
+}
+
+/* sched_waking(task): current is the waker. */
+int bpflame_waking(struct raw_tracepoint_args *args)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct ids ids = task_ids(args->arg[0]);
+
+#if CHAIN_DEPTH < 2
+	if (ids.pid == OWN_PID || !is_wanted(ids))
+		return 0;
+#endif
+#if defined(SAMPLE_ONE_IN)
+	struct thread *thread = threads.lookup(&ids.tid);
+
+	if (!thread || !thread->out)
+		return 0;
+#elif defined(FILTER_CGROUP) && CHAIN_DEPTH < 2
+	struct thread *thread = threads.lookup(&ids.tid); /* only those wanted have been kept */
+
+	if (!thread)
+		return 0;
+#else
+	struct thread *thread = thread_of(ids.tid);
+
+	if (!thread)
+		return 0;
+#endif
+#if CHAIN_DEPTH > 0
+	struct ids current = current_ids();
+	bool interrupt = false;
+	u64 link = link_current(args, current, &interrupt);
+	struct wakers *before = NULL;
+
+#if CHAIN_DEPTH > 1
+	struct thread *waker = interrupt ? NULL : threads.lookup(&current.tid);
+
+	/* What the waker had waited for has a part in this wait only if it waited meanwhile. */
+	if (waker && thread->out && waker->caused > thread->out)
+		before = &waker->cause;
+#endif
+	wakers_put(&thread->wakers, link, interrupt ? 0 : current.tid, ids.tid, before);
+#endif
+	thread->woken = now;
+	return 0;
+}
+
+/* sched_process_fork(parent, child): current is the parent. The child's first wait is for a CPU. */
+int bpflame_child(struct raw_tracepoint_args *args)
+{
+	struct ids ids = task_ids(args->arg[1]);
+	u64 now = bpf_ktime_get_ns();
+	u32 zero = 0;
+	struct thread *none = blank.lookup(&zero);
+	bool kept = ids.pid != OWN_PID && (STATES >> STATE_RUNNABLE & 1) && is_wanted(ids) &&
+		    is_wanted_cgroup() && is_wanted_kind(args->arg[1]);
+
+#if CHAIN_DEPTH < 2
+	if (!kept)
+		return 0;
+#endif
+	if (!none)
+		return 0;
+	if (threads.update(&ids.tid, none)) {
+		count_event(COUNTER_LOST_THREADS, 1);
+		return 0;
+	}
+
+	struct thread *thread = threads.lookup(&ids.tid);
+
+	if (!thread)
+		return 0;
+	thread->in = now; /* nothing of before concerns it */
+	if (!is_followed(now))
+		return 0;
+	thread->who = who_is_current(current_ids());
+	thread->who.pid = ids.pid;
+	thread->who.born = born_of(ids.pid);
+#ifdef KEY_TID
+	thread->who.tid = ids.tid;
+#endif
+	thread->state = STATE_RUNNABLE;
+	thread->kept = kept;
+	thread->out = now;
+	return 0;
+}

@@ -1,0 +1,96 @@
+"""What fires the scheduler program: two raw tracepoints, and a look at who was away before."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from bpflame.bpf.cpus import online_cpus
+from bpflame.bpf.load import Program
+from bpflame.bpf.maps import BpfMap
+from bpflame.profilers.counting import Who
+from bpflame.profilers.recall import Recall
+from bpflame.profilers.sleepers import Sleeper, Sleepers
+from bpflame.profilers.waits import State, WaitCounts
+
+_TRACEPOINTS = (
+    ("bpflame_child", "sched_process_fork"),
+    ("bpflame_waking", "sched_waking"),
+    ("bpflame_switch", "sched_switch"),
+)
+
+
+class SchedEvents:
+    """The events of the scheduler, on all CPUs.
+
+    Args:
+        program: A loaded ``sched.bpf.c``.
+        counts: Its maps.
+        recall: Teaches it to recognise stacks.
+        sleepers: Finds the threads that are away already; None if they do not matter. Closed here.
+        wanted: Tells of such a thread whether its wait counts.
+        threads: Tell the threads of a process apart.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        counts: WaitCounts,
+        recall: Recall,
+        sleepers: Sleepers | None,
+        wanted: Callable[[Sleeper], bool],
+        threads: bool,
+    ) -> None:
+        self._program = program
+        self._counts = counts
+        self._recall = recall
+        self._sleepers = sleepers
+        self._wanted = wanted
+        self._threads = threads
+        self._open = False
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """All that are online: a tracepoint has no CPU."""
+        return online_cpus()
+
+    def open(self) -> None:
+        """Attach, and note who is away.
+
+        Raises:
+            BpflameError: The kernel has no such tracepoint.
+        """
+        self._open = True
+        for function, tracepoint in _TRACEPOINTS:
+            self._program.attach_raw_tracepoint(function, tracepoint)
+        now = time.monotonic_ns()
+        began = BpfMap(self._program.map_fd("began"), 4, 8)
+        began.update(bytes(4), now.to_bytes(8, "little"))
+        if self._sleepers is not None:
+            self._note_sleepers(self._sleepers, now)
+
+    def check(self) -> list[int]:
+        """Let the program recognise what it has met; no CPU needs anything."""
+        self._recall.learn()
+        return []
+
+    def close(self) -> None:
+        """Detach."""
+        if self._open:
+            self._counts.end = time.monotonic_ns()
+            self._program.detach()
+            self._open = False
+        if self._sleepers is not None:
+            self._sleepers.close()
+            self._sleepers = None
+
+    def _note_sleepers(self, sleepers: Sleepers, since: int) -> None:
+        own = os.getpid()
+        for sleeper in sleepers.read(lambda pid, tid: pid != own):
+            if sleeper.lost or not self._wanted(sleeper):
+                continue
+            tid = sleeper.tid if self._threads else 0
+            who = Who(0, 0, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
+            state = State.of(sleeper.state)
+            self._counts.add_away(sleeper.tid, who, state, sleeper.user, sleeper.kernel, since)

@@ -1,0 +1,317 @@
+"""The waits that ``sched.bpf.c`` sums up, in user space.
+
+Its keys, links and chains, and the threads that are away before the recording and at its end.
+
+Mirrors ``bpf/programs/sched.bpf.c`` and ``wake.h``: the layouts below are theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from bpflame.bpf.counters import NEW_CHAINS, NEW_LINKS
+from bpflame.bpf.load import Program
+from bpflame.bpf.maps import BpfMap
+from bpflame.profile import BLOCKED, PARTIAL, PREEMPTED, RUN_QUEUE
+from bpflame.profilers.counting import STACK_NONE, WHO, Counts, Kept, Spaces, Who, pid_in
+from bpflame.raw import AbsoluteAddress, Context, RawSample, RawWaker
+
+
+class State(enum.IntEnum):
+    """How a wait begins: ``enum state``."""
+
+    PREEMPTED = 0
+    RUNNABLE = 1
+    INTERRUPTIBLE = 2
+    UNINTERRUPTIBLE = 3
+    STOPPED = 4
+    TRACED = 5
+    PARKED = 6
+    IDLE = 7
+
+    @property
+    def blocking(self) -> bool:
+        """Whether a wakeup ends it, and not a free CPU."""
+        return self > State.RUNNABLE
+
+    @classmethod
+    def of(cls, bits: int) -> State:
+        """Of ``task_struct.__state``, include/linux/sched.h; as ``state_of()``."""
+        if bits & 0x1:
+            return cls.INTERRUPTIBLE
+        if bits & 0x2:
+            return cls.IDLE if bits & 0x400 else cls.UNINTERRUPTIBLE
+        for bit, state in ((0x4, cls.STOPPED), (0x8, cls.TRACED), (0x40, cls.PARKED)):
+            if bits & bit:
+                return state
+        return cls.UNINTERRUPTIBLE if bits else cls.RUNNABLE
+
+
+STATES = {
+    "R": (State.PREEMPTED, State.RUNNABLE),
+    "S": (State.INTERRUPTIBLE,),
+    "D": (State.UNINTERRUPTIBLE,),
+    "T": (State.STOPPED,),
+    "t": (State.TRACED,),
+    "P": (State.PARKED,),
+    "I": (State.IDLE,),
+}
+"""The names that ps gives to the states that a wait can begin in."""
+
+_CHAIN_NONE, _CHAIN_LOST, _CHAIN_UNKNOWN = 0, 1, 2
+_CONTEXT_INTERRUPT = 1
+_ENDS = {1: Context.UNKNOWN, 2: Context.CYCLE, 3: Context.DEEPER}  # enum chain_end
+
+_KEY = struct.Struct(f"<QQ{WHO.size}sQII")
+_LINK = struct.Struct(f"<QQ{WHO.size}sII")
+_THREAD = struct.Struct(f"<QQQQQ{WHO.size}sIBBxx")
+_WHO_AT = 16
+_NS_MAX = (1 << 64) - 1
+_OWN_ID = 1 << 63  # ids of ours; the program's are hashes, which will hardly be so near to it
+
+Stack = Sequence[AbsoluteAddress]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WaitRules:
+    """Which waits count, and how.
+
+    Attributes:
+        depth: How many wakers in a row are kept; 0 for none.
+        shortest: Least length that counts, ns.
+        longest: Greatest length that counts, ns.
+        whole_only: Leave out waits that began before the recording or had not ended at its end.
+        split: Tell blocked, in the run queue and preempted apart.
+        wakeups: Only blocked time that somebody ended: whom the wakers kept waiting.
+        kernel: Kernel stacks were asked for.
+        sample: One in so many waits was followed.
+    """
+
+    depth: int = 0
+    shortest: int = 0
+    longest: int = _NS_MAX
+    whole_only: bool = False
+    split: bool = True
+    wakeups: bool = False
+    kernel: bool = True
+    sample: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Room:
+    """Entries of the maps."""
+
+    counts: int = 1 << 14
+    stacks: int = 1 << 14
+    links: int = 1 << 13
+    chains: int = 1 << 14
+
+
+class WaitCounts(Counts):
+    """Sums of waits by task, stacks and wakers.
+
+    Args:
+        program: A loaded ``sched.bpf.c``.
+        rules: Which waits count, and how.
+        room: Entries of its maps.
+
+    Attributes:
+        threads: The program's map of threads.
+        end: When the recording ended, CLOCK_MONOTONIC ns; to be set before the last drain.
+        unknown_ns: Blocked time of which nobody was seen to end it.
+        partial_ns: Time in waits that were seen in part.
+        unfinished: Waits that had not ended.
+    """
+
+    def __init__(self, program: Program, rules: WaitRules, room: Room) -> None:
+        super().__init__(program, _KEY.size, 3, room.counts, room.stacks)
+        self._rules = rules
+        self._links = self._chains = None
+        if rules.depth:
+            self._links = self._keep(Kept(program, "links", _LINK.size, room.links, NEW_LINKS))
+        if rules.depth > 1:
+            self._chain = struct.Struct(f"<{rules.depth}QII")
+            self._chains = self._keep(
+                Kept(program, "chains", self._chain.size, room.chains, NEW_CHAINS)
+            )
+        size = _THREAD.size
+        if rules.depth:
+            wakers = 8 * rules.depth + 8 + 4 * rules.depth
+            wakers += -wakers % 8
+            size += wakers * (1 if rules.depth == 1 else 2) + (8 if rules.depth > 1 else 0)
+        self.threads = BpfMap(program.map_fd("threads"), 4, size)
+        self._wakers_made: dict[int, RawWaker] = {}
+        self._owned = 0
+        self.end = 0
+        self.unknown_ns = self.partial_ns = self.unfinished = 0
+
+    def add_away(
+        self, tid: int, who: Who, state: State, user: Stack, kernel: Stack, since: int
+    ) -> bool:
+        """Note a thread that was off the CPU before the recording, unless it came since.
+
+        Args:
+            tid: Which.
+            who: Whose its stacks are.
+            state: How its wait began.
+            user: Its user stack, leaf first.
+            kernel: Its kernel stack.
+            since: When its wait begins to count, ns.
+        """
+        ids = [
+            self._own(self.stacks, struct.pack(f"<{len(ips)}Q", *ips)) if ips else STACK_NONE
+            for ips in (user, kernel)
+        ]
+        record = _THREAD.pack(0, since, 0, *ids, WHO.pack(*who), state, 1, 1)
+        return self.threads.insert(
+            tid.to_bytes(4, "little"), record.ljust(self.threads.value_size, b"\0")
+        )
+
+    def drain_last(self) -> set[int]:
+        """Also the waits that have not ended."""
+        return super().drain_last() | self._close_out()
+
+    def extra(self) -> Mapping[str, int]:
+        """What is uncertain in the samples."""
+        return {
+            "unknown_waker_ns": self.unknown_ns,
+            "partial_ns": self.partial_ns,
+            "unfinished_waits": self.unfinished,
+        }
+
+    def _own(self, kept: Kept, content: bytes) -> int:
+        """An id for content that no program has kept."""
+        self._owned += 1
+        kept.content[_OWN_ID | self._owned] = content
+        return _OWN_ID | self._owned
+
+    def _close_out(self) -> set[int]:
+        """Count the waits that have not ended, as far as they go; returns their pids."""
+        pids: set[int] = set()
+        if self._rules.whole_only:
+            return pids
+        for _, threads in self.threads.entries():
+            for start in range(0, len(threads), self.threads.value_size):
+                pids |= self._close(threads[start : start + self.threads.value_size])
+        return pids
+
+    def _close(self, thread: bytes) -> set[int]:
+        end = self.end
+        came, out, woken, user, kernel, who, state, kept, partial = _THREAD.unpack_from(thread)
+        length = end - out
+        if not out or not kept or length <= 0:
+            return set()
+        if not self._rules.shortest <= length <= self._rules.longest:
+            return set()
+        blocked, chain = 0, _CHAIN_NONE
+        if State(state).blocking:
+            seen = woken != 0 and came <= woken <= end
+            blocked = max(0, woken - out) if seen else length
+            if seen and self._rules.depth:
+                chain = self._chain_of(thread)
+        rest = length - blocked
+        preempted = rest if state == State.PREEMPTED else 0
+        weight = 1 if partial else self._rules.sample
+        key = _KEY.pack(user, kernel, who, chain, 1, 0)
+        self.add(key, tuple(weight * value for value in (blocked, rest - preempted, preempted)))
+        self.unfinished += 1
+        return {pid_in(who, 0)}
+
+    def _chain_of(self, thread: bytes) -> int:
+        """The id of the chain that a thread carries, which no program has kept yet."""
+        depth = self._rules.depth
+        (first,) = struct.unpack_from("<Q", thread, _THREAD.size)
+        if depth == 1:
+            return int(first)
+        content = thread[_THREAD.size : _THREAD.size + self._chain.size]
+        return self._own(self._chains, content) if self._chains is not None else _CHAIN_NONE
+
+    def samples(
+        self, spaces: Spaces, groups: Callable[[], Mapping[int, str]]
+    ) -> Iterator[RawSample]:
+        """Up to three for each key: blocked, in the run queue, preempted."""
+        self.unknown_ns = self.partial_ns = 0
+        chains: dict[int, tuple[RawWaker, ...]] = {}
+        for key, (blocked, queued, preempted) in self.sums.items():
+            user, kernel, data, chain, partial, _ = _KEY.unpack(key)
+            weight = 1 if partial else self._rules.sample
+            if chain not in chains:
+                chains[chain] = self._wakers(chain, spaces)
+            if self._rules.depth and chain in (_CHAIN_UNKNOWN, _CHAIN_LOST):
+                self.unknown_ns += blocked * weight
+            if partial:
+                self.partial_ns += blocked + queued + preempted
+            who = Who.parse(data)
+            whole = RawSample(
+                who.task(groups() if who.cgroup else {}),
+                spaces.find(who.pid, who.born),
+                self.stacks.ips(user),
+                self.stacks.ips(kernel),
+                self.stacks.lost(user) or self.stacks.lost(kernel),
+                0,
+            )
+            parts = self._parts(blocked, queued, preempted, chains[chain])
+            for value, name, wakers in parts:
+                if value:
+                    waits = (name,) if name else ()
+                    yield dataclasses.replace(
+                        whole,
+                        value=value * weight,
+                        waits=(*waits, PARTIAL) if partial else waits,
+                        wakers=wakers,
+                    )
+
+    def _parts(
+        self, blocked: int, queued: int, preempted: int, wakers: tuple[RawWaker, ...]
+    ) -> Iterator[tuple[int, str, tuple[RawWaker, ...]]]:
+        """The sums of a key: value, how it went, who ended it."""
+        if self._rules.wakeups:
+            yield blocked if wakers else 0, "", wakers
+            return
+        if not self._rules.split:
+            yield blocked + queued + preempted, "", wakers
+            return
+        # Of time that a waker ended, the waker says enough.
+        yield blocked, "" if wakers else BLOCKED, wakers
+        yield queued, RUN_QUEUE, ()
+        yield preempted, PREEMPTED, ()
+
+    def _wakers(self, chain: int, spaces: Spaces) -> tuple[RawWaker, ...]:
+        if chain == _CHAIN_NONE:
+            return ()
+        if self._links is None or chain in (_CHAIN_LOST, _CHAIN_UNKNOWN):
+            return (RawWaker(Context.UNKNOWN),)
+        if self._chains is None:
+            return (self._waker_of(chain, spaces),)
+        content = self._chains.content.get(chain)
+        if content is None:
+            return (RawWaker(Context.UNKNOWN),)
+        *links, depth, end = self._chain.unpack(content)
+        found = [self._waker_of(link, spaces) for link in links[:depth]]
+        if end in _ENDS:
+            found.append(RawWaker(_ENDS[end]))
+        return tuple(found)
+
+    def _waker_of(self, link: int, spaces: Spaces) -> RawWaker:
+        if link not in self._wakers_made:
+            self._wakers_made[link] = self._waker(link, spaces)
+        return self._wakers_made[link]
+
+    def _waker(self, link: int, spaces: Spaces) -> RawWaker:
+        content = self._links.content.get(link) if self._links is not None else None
+        if content is None:
+            return RawWaker(Context.UNKNOWN)
+        user, kernel, data, context, _ = _LINK.unpack(content)
+        lost = self.stacks.lost(user) or self.stacks.lost(kernel)
+        ips = self.stacks.ips(kernel)
+        if context == _CONTEXT_INTERRUPT:
+            return RawWaker(Context.INTERRUPT, kernel=ips, lost=lost, bare=not self._rules.kernel)
+        who = Who.parse(data)
+        space = spaces.find(who.pid, who.born)
+        return RawWaker(Context.TASK, who.task({}), space, self.stacks.ips(user), ips, lost)
+
+    def _pids_of(self, kept: Kept, contents: list[bytes]) -> set[int]:
+        return {pid_in(link, _WHO_AT) for link in contents} if kept is self._links else set()
