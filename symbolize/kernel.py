@@ -6,8 +6,9 @@ lookup without that second bound names every address up to the end of memory aft
 * Core kernel: [_stext, _etext) and [_sinittext, _einittext), as core_kernel_text() in the kernel.
 * Modules: [address, address + size) of /proc/modules.
 * Anything else: up to the next symbol of the same owner within 2 MiB (BPF programs are packed into
-  pages of that size), else to the end of the symbol's page. That is BPF programs, trampolines of
-  ftrace, and module text outside the range (since Linux 6.4 there are several) or without a range.
+  pages of that size), else to the end of the symbol's page, of 16 pages for a BPF program. That is
+  BPF programs, trampolines of ftrace, and module text outside the range (since Linux 6.4 there are
+  several) or without a range.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from bpflame.symbolize.symbol_table import GLOBAL, LOCAL, WEAK, Symbols, SymbolT
 
 _PAGE = np.uint64(4096)
 _PACK = np.uint64(2 << 20)
+_PROGRAM = np.uint64(16 * 4096)
+_PROGRAMS = "bpf"
 _CORE = 0
 """Number of the core kernel among the owners of symbols."""
 
@@ -62,7 +65,7 @@ class KernelSymbols:
             Symbols(
                 start=address,
                 size=np.zeros(len(address), np.uint64),
-                limit=_limits(address, owner, self._regions(modules)),
+                limit=_limits(address, owner, self._regions(modules), self._programs()),
                 function=np.ones(len(address), np.bool_),
                 binding=binding.astype(np.uint8),
                 key=np.arange(len(address), dtype=np.int64),
@@ -119,6 +122,9 @@ class KernelSymbols:
         end = self._text.find(b"\n", start, start + limit)
         name = self._text[start : start + limit if end < 0 else end]
         return name.partition(b"\t")[0]
+
+    def _programs(self) -> int:
+        return self._owners.index(_PROGRAMS) if _PROGRAMS in self._owners else -1
 
     def _regions(self, modules: bytes) -> dict[int, list[tuple[int, int]]]:
         """The known address ranges of each owner, by its number."""
@@ -219,24 +225,28 @@ def _limits(
     address: NDArray[np.uint64],
     owner: NDArray[np.int32],
     regions: dict[int, list[tuple[int, int]]],
+    programs: int,
 ) -> NDArray[np.uint64]:
-    """Where each symbol's region ends; 0 for core symbols outside the core's; shape (n,)."""
+    """Where each symbol's region ends; 0 for core symbols outside the core's; shape (n,).
+
+    ``programs`` is the owner of BPF programs.
+    """
     limit = np.zeros(len(address), np.uint64)
     by_owner = np.argsort(owner, kind="stable")
     for mine in np.split(by_owner, np.flatnonzero(np.diff(owner[by_owner])) + 1):
         number = int(owner[mine[0]]) if mine.size else _CORE
         start, ends = address[mine], np.zeros(len(mine), np.uint64)
         if number != _CORE or _CORE not in regions:
-            ends = _open_ends(start)
+            ends = _open_ends(start, _PROGRAM if number == programs else _PAGE)
         for low, high in regions.get(number, []):
             ends[(start >= np.uint64(low)) & (start < np.uint64(high))] = high
         limit[mine] = ends
     return limit
 
 
-def _open_ends(start: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _open_ends(start: NDArray[np.uint64], most: np.uint64) -> NDArray[np.uint64]:
     """The ends of one owner's symbols when its region is not known; shape (n,)."""
-    page_end = (start | (_PAGE - np.uint64(1))) + np.uint64(1)
+    page_end = (start | (_PAGE - np.uint64(1))) + np.uint64(1) + (most - _PAGE)
     following = np.append(np.unique(start), np.uint64(0))
     following = following[np.searchsorted(following[:-1], start, side="right")]
     near = (following > start) & (following - start <= _PACK)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from bpflame.profile import Frame, FrameKind, Profile, Reason, Sample
-from bpflame.raw import AbsoluteAddress, RawProfile, RawSample
+from bpflame.raw import AbsoluteAddress, RawProfile, RawSample, RawWaker
+from bpflame.symbolize.composer import Composer
 from bpflame.symbolize.images import Images
 from bpflame.symbolize.kernel import KernelSymbols, strip_own_glue
 from bpflame.symbolize.process import Place, resolve_user
@@ -33,16 +34,25 @@ def symbolize(
         hurried: Once it returns True, the rest is left without names, which is counted.
         progress: Told the number of files done and of all files.
     """
-    places = {(sample.space, each) for sample in raw.samples for each in _calls(sample.user)}
+    parts = list(_parts(raw.samples))
+    places = {(part.space, each) for part in parts for each in _calls(part.user)}
     with contextlib.closing(Images(raw.files)) as images:
         user = resolve_user(places, images, hurried, progress)
-    kernel = _resolve_kernel(raw, hurried)
-    samples = tuple(
-        Sample(_stack(sample, user, kernel), sample.value, sample.task) for sample in raw.samples
-    )
+    names = Names(user, _resolve_kernel(raw, parts, hurried))
+    composer = Composer(raw.kind, names.stack)
+    samples = tuple(composer.sample(sample) for sample in raw.samples)
     counters = {**raw.meta.counters, **_account(samples)}
     meta = dataclasses.replace(raw.meta, counters=counters)
     return Profile(raw.kind, raw.unit, samples, meta)
+
+
+def _parts(samples: Iterable[RawSample]) -> Iterator[RawSample | RawWaker]:
+    """Everything that has stacks, each once."""
+    wakers: dict[int, RawWaker] = {}
+    for sample in samples:
+        yield sample
+        wakers.update((id(waker), waker) for waker in sample.wakers)
+    yield from wakers.values()
 
 
 def _calls(addresses: tuple[AbsoluteAddress, ...]) -> Iterator[AbsoluteAddress]:
@@ -55,8 +65,10 @@ def _calls(addresses: tuple[AbsoluteAddress, ...]) -> Iterator[AbsoluteAddress]:
         yield AbsoluteAddress(address - 1) if depth and address else address
 
 
-def _resolve_kernel(raw: RawProfile, hurried: Callable[[], bool]) -> dict[AbsoluteAddress, Frame]:
-    addresses = sorted({each for sample in raw.samples for each in _calls(sample.kernel)})
+def _resolve_kernel(
+    raw: RawProfile, parts: Iterable[RawSample | RawWaker], hurried: Callable[[], bool]
+) -> dict[AbsoluteAddress, Frame]:
+    addresses = sorted({each for part in parts for each in _calls(part.kernel)})
     if not addresses:
         return {}
     if hurried():
@@ -78,14 +90,19 @@ def _bare(address: int, reason: Reason) -> Frame:
     return Frame(f"[kernel+{address:#x}]", FrameKind.KERNEL, "kernel", unnamed=reason)
 
 
-def _stack(
-    sample: RawSample, user: dict[Place, Frame], kernel: dict[AbsoluteAddress, Frame]
-) -> tuple[Frame, ...]:
-    """The frames of a sample, root first: user code, then the kernel on its behalf."""
-    own = _connected(user[sample.space, each] for each in _calls(sample.user))
-    inner = strip_own_glue([kernel[each] for each in _calls(sample.kernel)])
-    lost = [LOST] if sample.lost else []
-    return (*reversed(list(own)), *lost, *reversed(inner))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Names:
+    """The frames of all addresses."""
+
+    user: dict[Place, Frame]
+    kernel: dict[AbsoluteAddress, Frame]
+
+    def stack(self, part: RawSample | RawWaker) -> tuple[Frame, ...]:
+        """The frames of a pair of stacks, root first: user code, then the kernel on its behalf."""
+        own = _connected(self.user[part.space, each] for each in _calls(part.user))
+        inner = strip_own_glue([self.kernel[each] for each in _calls(part.kernel)])
+        lost = [LOST] if part.lost else []
+        return (*reversed(list(own)), *lost, *reversed(inner))
 
 
 def _connected(frames: Iterable[Frame]) -> Iterator[Frame]:
