@@ -18,6 +18,25 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def wait_length(text: str) -> int:
+    """Nanoseconds of ``100us``, ``1ms``; a bare number is microseconds, as for offcputime."""
+    try:
+        seconds = duration(text + "us" if text.isdigit() else text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"not a length of time: {text!r} (try 100us, 1ms, 2s)"
+        ) from None
+    return round(seconds * 1e9)
+
+
+def one_in(text: str) -> int:
+    """N of ``1/N`` or ``N``, from 1 on."""
+    match = re.fullmatch(r"(?:1/)?([1-9]\d{0,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"not one in so many: {text!r} (try 1/10)")
+    return int(match[1])
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Positive numbers of ``1,2,3``."""
     if re.fullmatch(r"\d{1,10}(,\d{1,10})*", text) is None:

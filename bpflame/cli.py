@@ -8,14 +8,26 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import bpflame.commands.chain
 import bpflame.commands.cpu
 import bpflame.commands.doctor
+import bpflame.commands.offcpu
+import bpflame.commands.offwake
 import bpflame.commands.render
+import bpflame.commands.wakeup
 from bpflame import __version__
 from bpflame.console import Console, drop_stdout
 from bpflame.errors import BpflameError, UsageError
 
-COMMANDS = (bpflame.commands.cpu, bpflame.commands.render, bpflame.commands.doctor)
+COMMANDS = (
+    bpflame.commands.cpu,
+    bpflame.commands.offcpu,
+    bpflame.commands.wakeup,
+    bpflame.commands.offwake,
+    bpflame.commands.chain,
+    bpflame.commands.render,
+    bpflame.commands.doctor,
+)
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 

@@ -171,7 +171,7 @@ def record(request: Request, first_line: str, prepare: Callable[[], Prepared]) -
 
 def _show(console: Console, now: Progress) -> None:
     console.progress(
-        f"recording: {now.elapsed:.0f} s, {now.samples:,} samples, "
+        f"recording: {now.elapsed:.0f} s, {now.samples:,} events, "
         f"{now.stacks:,} unique stacks, {now.lost:,} lost"
     )
 
@@ -208,7 +208,7 @@ def _symbolize(raw: RawProfile, signals: StopSignals, console: Console) -> Profi
 def _account(profile: Profile, request: Request, exit_code: int) -> None:
     console, output = request.console, request.output
     if not profile.samples:
-        console.warn(f"no samples: {results.NO_SAMPLES}")
+        console.warn(f"no samples: {results.no_samples(profile.kind)}")
     if output.path != STDOUT:
         console.say(f"wrote {output.path}")
     console.say(results.audit(profile))

@@ -9,11 +9,37 @@ from bpflame.output import FOLDED, SVG, Output
 from bpflame.profile import Profile
 from bpflame.profile_file import write_profile
 
-NO_SAMPLES = (
-    "nothing of what was asked for ran on a CPU in that time "
-    "(what sleeps or waits has no CPU samples)"
-)
+_NO_SAMPLES = {
+    "cpu": "nothing of what was asked for ran on a CPU in that time "
+    "(what sleeps or waits has no CPU samples)",
+    "wakeup": "nobody woke anything of what was asked for in that time",
+}
+_NO_WAITS = "nothing of what was asked for waited in that time, or not as long or as was asked for"
 _UNNAMED = "unnamed: "
+# Counters, and what the audit line says of them: numbers, and shares of the time.
+_EVENTS = (
+    ("lost_stacks", "stacks without room"),
+    ("lost_threads", "threads without room"),
+    ("lost_wakers", "wakers without room"),
+    ("lost_mappings", "mapping records lost"),
+    ("lost_children", "new processes not followed"),
+    ("missed_ends", "waits whose end was not seen"),
+    ("negative_waits", "waits of negative length dropped"),
+    ("filtered_waits", "waits of other lengths left out"),
+    ("unfinished_waits", "waits still going on at the end"),
+    ("mistaken", "kernel stacks mistaken"),
+    ("reopened_cpus", "CPUs sampled again after they came online"),
+    ("own_samples", "of bpflame itself left out"),
+)
+_SHARES = (
+    ("unknown_waker_ns", "without a known waker"),
+    ("partial_ns", "in waits seen in part"),
+)
+
+
+def no_samples(kind: str) -> str:
+    """Why a profile of a kind may be empty."""
+    return _NO_SAMPLES.get(kind, _NO_WAITS)
 
 
 def write(profile: Profile, output: Output, by: str) -> None:
@@ -42,7 +68,7 @@ def write(profile: Profile, output: Output, by: str) -> None:
         if output.kind == SVG:
             from bpflame.flamegraph.svg import SvgOptions, write_svg
 
-            write_svg(grouped, text, SvgOptions(empty_reason=NO_SAMPLES))
+            write_svg(grouped, text, SvgOptions(empty_reason=no_samples(profile.kind)))
         else:
             write_folded(grouped, text)
         text.flush()
@@ -57,20 +83,21 @@ def audit(profile: Profile) -> str:
     samples = count.get("samples", 0)
     lost = count.get("lost_samples", 0)
     stacks = len({sample.stack for sample in profile.samples})
+    waits = profile.unit == "ns"
     parts = [
-        f"{samples:,} samples in {meta.duration:.1f} s on {meta.cpus} CPUs",
-        f"{lost:,} lost" + (f" ({lost / samples:.1%})" if lost else ""),
+        f"{samples:,} {'waits' if waits else 'samples'} in {meta.duration:.1f} s"
+        f" on {meta.cpus} CPUs",
+        f"{lost:,} lost" + (f" ({lost / samples:.1%})" if lost and samples else ""),
         f"{stacks:,} stacks",
     ]
-    for name, text in (
-        ("lost_stacks", "stacks without room"),
-        ("lost_mappings", "mapping records lost"),
-        ("lost_children", "new processes not followed"),
-        ("reopened_cpus", "CPUs sampled again after they came online"),
-        ("own_samples", "of bpflame itself left out"),
-    ):
-        if count.get(name):
-            parts.append(f"{count[name]:,} {text}")
+    if waits:
+        parts.insert(1, f"{profile.total / 1e9:,.3f} s of waiting")
+    parts += [f"{count[name]:,} {text}" for name, text in _EVENTS if count.get(name)]
+    parts += [
+        f"{count[name] / profile.total:.2%} of the time {text}"
+        for name, text in _SHARES
+        if count.get(name) and profile.total
+    ]
     parts.append(_unnamed(profile))
     return "; ".join(parts)
 

@@ -1,0 +1,31 @@
+"""``bpflame offcpu``: where threads wait."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bpflame.commands import sched
+from bpflame.profilers.sched import OFFCPU
+
+_QUESTION = sched.Question(
+    OFFCPU,
+    "where threads wait",
+    "Sum the time that threads are off the CPU, by their stacks. The leaf tells how a wait went:\n"
+    "[blocked], [run queue] (ready, no CPU free yet), [preempted].",
+    """\
+  bpflame offcpu -p 1234 -d 10             where one process waits
+  bpflame offcpu -m 1ms --state S,D -d 10  only what blocks, for a millisecond or longer
+  bpflame offcpu -- ./server --once        a command and all that it starts
+""",
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command and its options."""
+    sched.add_parser(commands, _QUESTION).set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Record; returns the exit code."""
+    return sched.run(options, OFFCPU)
