@@ -107,7 +107,8 @@ class Distances:
             if place is None:
                 return None
             places.append(place)
-        for ip, here, above in zip(ips, places, places[1:], strict=False):
+        # Not of the last: where the entry calls lies a frame of variable size.
+        for ip, here, above in zip(ips[:-2], places, places[1:], strict=False):
             self._after.setdefault(ip, above - here)
         return places
 

@@ -27,6 +27,8 @@ def target_defines(target: Target, btf: Btf) -> dict[str, int | str | None]:
         "TASK_SIGNAL": btf.offset("task_struct", "signal"),
         "TASK_TGID": btf.offset("task_struct", "tgid"),
     }
+    if len(target.pids) == 1 and not follow:
+        defines["ONLY_PID"] = target.pids[0]  # cheaper than to look it up
     switches = {
         "FILTER_CGROUP": target.cgroup is not None,
         "FILTER_PID": bool(target.pids or target.command),

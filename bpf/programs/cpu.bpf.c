@@ -7,6 +7,7 @@
  *   REGS_WORDS                size of the context's registers, in u64
  *   USER_STACKS KERNEL_STACKS which stacks to take
  *   FILTER_PID FILTER_TID FILTER_CGROUP FOLLOW_CHILDREN      whom to sample
+ *   ONLY_PID                  the one pid, where FILTER_PID is for one
  *   INCLUDE_IDLE              sample idle CPUs
  *   KEY_TID KEY_CGROUP        tell threads, cgroups apart
  *   WEIGHT_PERIOD             a sample weighs its period (hardware events), else 1

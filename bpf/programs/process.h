@@ -85,7 +85,10 @@ static __always_inline bool is_target(u32 number)
 /* Whether a task, running or not, is one that was asked for, as far as its ids tell. */
 static __always_inline bool is_wanted(struct ids ids)
 {
-#ifdef FILTER_PID
+#if defined(ONLY_PID)
+	if (ids.pid != ONLY_PID)
+		return false;
+#elif defined(FILTER_PID)
 	if (!is_target(ids.pid))
 		return false;
 #endif

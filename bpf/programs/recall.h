@@ -42,6 +42,13 @@ struct lesson {
 	u64 word[RECALL_WORDS];
 };
 
+/* Parts of the salt: at one place in one system call a task wakes another, blocks, or is preempted. */
+enum recall_salt {
+	RECALL_BLOCKED,
+	RECALL_RUNNABLE,
+	RECALL_WAKING,
+};
+
 struct recall_scratch {
 	volatile u64 here;
 	struct lesson lesson;

@@ -17,6 +17,9 @@
  *   WAITER_STACKS             take the stacks of who waits
  *   USER_STACKS KERNEL_STACKS which of them, and of the waker's
  *   FILTER_PID FILTER_TID FILTER_CGROUP FOLLOW_CHILDREN      whose waits
+ *   ONLY_PID                  the one pid, where FILTER_PID is for one
+ *   ENTRY_REGS                the kernel has bpf_task_pt_regs(), x86-64 (user_stack.h)
+ *   RECALL_ENTRIES LESSON_ENTRIES RECALL_CHECK               (recall.h)
  *   USER_THREADS KERNEL_THREADS                              only those of such threads
  *   KEY_TID KEY_CGROUP        tell threads, cgroups apart
  *   STATES                    bits of enum state: how a wait must begin
@@ -55,6 +58,8 @@ enum state {
 #define TASK_DEAD 0x80
 #define TASK_NOLOAD 0x400
 #define PF_KTHREAD 0x200000
+
+#define SYS_SCHED_YIELD 24 /* of x86-64: the registers are known there only */
 
 enum sum {
 	SUM_BLOCKED,
@@ -135,6 +140,23 @@ static __always_inline bool is_followed(u64 now)
 #endif
 }
 
+/* Whether the waits of a task may count, as far as its ids tell. */
+static __always_inline bool may_count(struct ids ids)
+{
+	return ids.pid != OWN_PID && is_wanted(ids);
+}
+
+/* Whether anything is to be known of a task. The idle task is none. */
+static __always_inline bool matters(struct ids ids)
+{
+#if CHAIN_DEPTH > 1
+	/* Anyone may turn out to be a waker, and it is to be known what woke it. */
+	return ids.tid != 0;
+#else
+	return ids.tid != 0 && may_count(ids);
+#endif
+}
+
 static __always_inline bool is_wanted_kind(u64 task)
 {
 #if defined(USER_THREADS)
@@ -146,9 +168,11 @@ static __always_inline bool is_wanted_kind(u64 task)
 #endif
 }
 
+/* How a wait begins. `preempted` is true for a task that the kernel took the CPU from while it ran
+ * kernel code; one that is runnable all the same lost it on its way back to user code. */
 static __always_inline enum state state_of(bool preempted, u32 bits)
 {
-	if (preempted)
+	if (preempted || !bits)
 		return STATE_PREEMPTED;
 	if (bits & TASK_INTERRUPTIBLE)
 		return STATE_INTERRUPTIBLE;
@@ -161,7 +185,7 @@ static __always_inline enum state state_of(bool preempted, u32 bits)
 	if (bits & TASK_PARKED)
 		return STATE_PARKED;
 	/* Those that no program waits in for long, such as that of a lock on PREEMPT_RT. */
-	return bits ? STATE_UNINTERRUPTIBLE : STATE_RUNNABLE;
+	return STATE_UNINTERRUPTIBLE;
 }
 
 static __always_inline bool is_blocking(enum state state)
@@ -223,9 +247,8 @@ static __always_inline void count_unseen(struct thread *thread)
 }
 
 /* `prev`, which is current, leaves the CPU. */
-static __always_inline void leave(struct raw_tracepoint_args *args, u64 now)
+static __always_inline void leave(struct raw_tracepoint_args *args, struct ids ids, u64 now)
 {
-	struct ids ids = current_ids();
 	u64 task = args->arg[1];
 #ifdef TASK_STATE
 	u32 bits = task_u32(task, TASK_STATE);
@@ -233,19 +256,16 @@ static __always_inline void leave(struct raw_tracepoint_args *args, u64 now)
 	u32 bits = args->arg[3];
 #endif
 
-	if (ids.tid == 0)
-		return;
 	if (bits & TASK_DEAD) {
 		threads.delete(&ids.tid);
 		return;
 	}
 
 	enum state state = state_of((bool)args->arg[0], bits);
-	bool kept = ids.pid != OWN_PID && (STATES >> state & 1) && is_wanted_current(ids) &&
+	bool kept = may_count(ids) && (STATES >> state & 1) && is_wanted_cgroup() &&
 		    is_wanted_kind(task);
 
 #if CHAIN_DEPTH < 2
-	/* In a chain anyone may turn out to be a waker, and it is to be known what woke it. */
 	if (!kept)
 		return;
 #endif
@@ -259,16 +279,20 @@ static __always_inline void leave(struct raw_tracepoint_args *args, u64 now)
 	if (thread->out && thread->kept)
 		count_unseen(thread);
 	if (kept) {
-		thread->who = who_is_current(ids);
-#ifdef WAITER_STACKS
 		struct entry_regs regs = {};
 
 		entry_regs_read(&regs);
+		if (state == STATE_PREEMPTED && regs.orig_ax == SYS_SCHED_YIELD)
+			state = STATE_RUNNABLE;
+		thread->who = who_is_current(ids);
+#ifdef WAITER_STACKS
 #ifdef USER_STACKS
 		thread->user = user_stack_id(args, &regs);
 #endif
 #ifdef KERNEL_STACKS
-		thread->kernel = kernel_stack_id(args, regs.orig_ax, NULL);
+		thread->kernel = kernel_stack_id(
+			args, regs.orig_ax << 2 | (is_blocking(state) ? RECALL_BLOCKED : RECALL_RUNNABLE),
+			NULL);
 #endif
 #endif
 	}
@@ -295,7 +319,7 @@ static __always_inline bool was_away(struct thread *thread, struct ids ids, u64 
 #if defined(WHOLE_ONLY) || defined(FILTER_CGROUP) || STATES != ALL_STATES
 	thread->kept = false; /* its state is not known, nor the cgroup of a task that is not current */
 #else
-	thread->kept = ids.pid != OWN_PID && is_wanted(ids) && is_wanted_kind(task);
+	thread->kept = may_count(ids) && is_wanted_kind(task);
 #endif
 	thread->who.pid = ids.pid;
 	thread->who.born = born_of(ids.pid);
@@ -308,22 +332,13 @@ static __always_inline bool was_away(struct thread *thread, struct ids ids, u64 
 }
 
 /* `next` comes on the CPU. */
-static __always_inline void arrive(u64 task, u64 now)
+static __always_inline void arrive(u64 task, struct ids ids, u64 now)
 {
-	struct ids ids = task_ids(task);
-
-	if (ids.tid == 0)
-		return;
-
 	struct thread *thread = threads.lookup(&ids.tid);
 
 	if (!thread) {
 #ifdef SAMPLE_ONE_IN
 		return;
-#endif
-#if CHAIN_DEPTH < 2
-		if (ids.pid == OWN_PID || !is_wanted(ids))
-			return;
 #endif
 		thread = thread_of(ids.tid);
 		if (!thread)
@@ -352,23 +367,30 @@ static __always_inline void arrive(u64 task, u64 now)
 /* sched_switch(preempt, prev, next, prev_state) */
 int bpflame_switch(struct raw_tracepoint_args *args)
 {
+	struct ids prev = current_ids(), next = task_ids(args->arg[2]);
+	bool leaves = matters(prev), arrives = matters(next);
+
+	if (!leaves && !arrives)
+		return 0;
+
 	u64 now = bpf_ktime_get_ns();
 
-	leave(args, now);
-	arrive(args->arg[2], now);
+	if (leaves)
+		leave(args, prev, now);
+	if (arrives)
+		arrive(args->arg[2], next, now);
 	return 0;
 }
 
 /* sched_waking(task): current is the waker. */
 int bpflame_waking(struct raw_tracepoint_args *args)
 {
-	u64 now = bpf_ktime_get_ns();
 	struct ids ids = task_ids(args->arg[0]);
 
-#if CHAIN_DEPTH < 2
-	if (ids.pid == OWN_PID || !is_wanted(ids))
+	if (!matters(ids))
 		return 0;
-#endif
+
+	u64 now = bpf_ktime_get_ns();
 #if defined(SAMPLE_ONE_IN)
 	struct thread *thread = threads.lookup(&ids.tid);
 
@@ -411,8 +433,8 @@ int bpflame_child(struct raw_tracepoint_args *args)
 	u64 now = bpf_ktime_get_ns();
 	u32 zero = 0;
 	struct thread *none = blank.lookup(&zero);
-	bool kept = ids.pid != OWN_PID && (STATES >> STATE_RUNNABLE & 1) && is_wanted(ids) &&
-		    is_wanted_cgroup() && is_wanted_kind(args->arg[1]);
+	bool kept = may_count(ids) && (STATES >> STATE_RUNNABLE & 1) && is_wanted_cgroup() &&
+		    is_wanted_kind(args->arg[1]);
 
 #if CHAIN_DEPTH < 2
 	if (!kept)

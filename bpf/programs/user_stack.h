@@ -26,6 +26,7 @@ struct entry_regs {
 };
 #define ENTRY_REGS_OFFSET 32
 #define USER_CS 0x33 /* of 64-bit code */
+#define PAGE 4096
 
 struct window {
 	u64 word[WINDOW_WORDS];
@@ -76,8 +77,8 @@ static __always_inline u64 user_stack_id(void *ctx, const struct entry_regs *reg
 
 			frame[0] = window->word[at & (WINDOW_WORDS - 1)];
 			frame[1] = window->word[(at + 1) & (WINDOW_WORDS - 1)];
-		} else if (bpf_probe_read_user(frame, sizeof(frame), (void *)fp)) {
-			break;
+		} else if (fp < PAGE || bpf_probe_read_user(frame, sizeof(frame), (void *)fp)) {
+			break; /* the first page is never mapped, and a fault costs a microsecond */
 		}
 		stack->ip[i] = frame[1];
 		HASH_ROUND(hash, frame[1]);

@@ -98,7 +98,7 @@ static __always_inline u64 link_current(void *ctx, struct ids current, bool *int
 
 	entry_regs_read(&regs);
 	/* Taken whatever stacks are asked for: it tells of the interrupt. */
-	link.kernel = kernel_stack_id(ctx, regs.orig_ax, interrupt);
+	link.kernel = kernel_stack_id(ctx, regs.orig_ax << 2 | RECALL_WAKING, interrupt);
 	if (current.tid == 0)
 		*interrupt = true;
 	if (*interrupt) {
