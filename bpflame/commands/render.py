@@ -18,6 +18,9 @@ from bpflame.profile import Profile
 from bpflame.profile_file import MAGIC, read_profile
 from bpflame.profilers.identity import invoking_user
 
+_UNITS = {"cpu": "samples", "offcpu": "ns", "wakeup": "ns", "offwake": "ns", "chain": "ns"}
+"""What bpflame records, and the unit of its values."""
+
 
 def add_parser(commands: Any) -> None:
     """Declare the command and its options."""
@@ -44,6 +47,12 @@ def add_parser(commands: Any) -> None:
         default="comm",
         help="what the root frames of a recording tell apart (default: comm)",
     )
+    parser.add_argument(
+        "--kind",
+        choices=_UNITS,
+        default="",
+        help="what folded text is about, which it does not tell itself (default: cpu)",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
 
 
@@ -55,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     path = options.output or _default_name(options.input)
     output = Output(path, None if user is None else (user.uid, user.gid))
     output.check()
-    profile = read(options.input)
+    profile = read(options.input, options.kind)
     if options.title:
         meta = dataclasses.replace(profile.meta, title=options.title)
         profile = dataclasses.replace(profile, meta=meta)
@@ -65,31 +74,37 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read(path: str) -> Profile:
+def read(path: str, kind: str = "") -> Profile:
     """A profile from a file of any kind that is known, told by its first bytes.
+
+    Args:
+        path: The file; ``-`` is standard input.
+        kind: The kind of a profile in a file that does not tell; empty for ``cpu``.
 
     Raises:
         InputError: It cannot be read, or understood.
     """
     if path == STDOUT:
-        return _parse(sys.stdin.buffer, "standard input")
+        return _parse(sys.stdin.buffer, "standard input", kind)
     try:
         with open(path, "rb") as file:
-            return _parse(file, path)
+            return _parse(file, path, kind)
     except OSError as error:
         raise InputError(path, error.strerror or "cannot be read") from error
 
 
-def _parse(file: IO[bytes], name: str) -> Profile:
+def _parse(file: IO[bytes], name: str, kind: str) -> Profile:
     if not file.seekable():
         file = io.BytesIO(file.read())
     start = file.read(len(MAGIC))
     file.seek(0)
     if start == MAGIC:
+        if kind:
+            raise UsageError(f"--kind {kind}: {name} is a recording, which tells its kind itself")
         return read_profile(file, name)
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
     try:
-        return read_folded(text, name)
+        return read_folded(text, name, kind or "cpu", _UNITS[kind or "cpu"])
     finally:
         text.detach()
 
