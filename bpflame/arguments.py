@@ -21,7 +21,7 @@ def duration(text: str) -> float:
 def wait_length(text: str) -> int:
     """Nanoseconds of ``100us``, ``1ms``; a bare number is microseconds, as for offcputime."""
     try:
-        seconds = duration(text + "us" if text.isdigit() else text)
+        seconds = duration(text if text[-1:].isalpha() else text + "us")
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"not a length of time: {text!r} (try 100us, 1ms, 2s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from typing import Any
 
 from bpflame import arguments
@@ -123,7 +124,7 @@ def states(text: str) -> tuple[str, ...]:
 
 def depth(text: str) -> int:
     """A number of wakers."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:4]) <= MAX_DEPTH:
+    if re.fullmatch("[0-9]{1,2}", text) is None or not 1 <= int(text) <= MAX_DEPTH:
         raise argparse.ArgumentTypeError(f"not a depth from 1 to {MAX_DEPTH}: {text!r}")
     return int(text)
 
