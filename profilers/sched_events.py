@@ -14,10 +14,11 @@ from bpflame.profilers.recall import Recall
 from bpflame.profilers.sleepers import Sleeper, Sleepers
 from bpflame.profilers.waits import State, WaitCounts
 
+# In this order: a wait that begins is to be seen to its end, and a wakeup may come before.
 _TRACEPOINTS = (
-    ("bpflame_child", "sched_process_fork"),
     ("bpflame_waking", "sched_waking"),
     ("bpflame_switch", "sched_switch"),
+    ("bpflame_child", "sched_process_fork"),
 )
 
 

@@ -247,20 +247,10 @@ static __always_inline void count_unseen(struct thread *thread)
 }
 
 /* `prev`, which is current, leaves the CPU. */
-static __always_inline void leave(struct raw_tracepoint_args *args, struct ids ids, u64 now)
+static __always_inline void leave(struct raw_tracepoint_args *args, struct ids ids, u32 bits,
+				  u64 now)
 {
 	u64 task = args->arg[1];
-#ifdef TASK_STATE
-	u32 bits = task_u32(task, TASK_STATE);
-#else
-	u32 bits = args->arg[3];
-#endif
-
-	if (bits & TASK_DEAD) {
-		threads.delete(&ids.tid);
-		return;
-	}
-
 	enum state state = state_of((bool)args->arg[0], bits);
 	bool kept = may_count(ids) && (STATES >> state & 1) && is_wanted_cgroup() &&
 		    is_wanted_kind(task);
@@ -369,14 +359,24 @@ int bpflame_switch(struct raw_tracepoint_args *args)
 {
 	struct ids prev = current_ids(), next = task_ids(args->arg[2]);
 	bool leaves = matters(prev), arrives = matters(next);
+#ifdef TASK_STATE
+	u32 bits = task_u32(args->arg[1], TASK_STATE);
+#else
+	u32 bits = args->arg[3];
+#endif
 
+	/* For good; its process may not be a target any more. */
+	if (bits & TASK_DEAD) {
+		threads.delete(&prev.tid);
+		leaves = false;
+	}
 	if (!leaves && !arrives)
 		return 0;
 
 	u64 now = bpf_ktime_get_ns();
 
 	if (leaves)
-		leave(args, prev, now);
+		leave(args, prev, bits, now);
 	if (arrives)
 		arrive(args->arg[2], next, now);
 	return 0;
