@@ -190,7 +190,15 @@ class Prepared:
         meta = dataclasses.replace(meta, event=event)
         counts = WaitCounts(program, options.rules, self.room)
         recall = Recall(program, self.entries, counts.stacks.peek)
-        events = SchedEvents(program, counts, recall, self.sleepers, options.wants, options.threads)
+        events = SchedEvents(
+            program,
+            counts,
+            recall,
+            self.sleepers,
+            options.wants,
+            options.threads,
+            options.cgroups,
+        )
         choose_targets(program, options.target, None if command is None else command.pid)
         return Recorder(program, events, counts, options.target, command, options.kind, meta)
 

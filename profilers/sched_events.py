@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from bpflame.bpf.maps import BpfMap
 from bpflame.profilers.counting import Who
 from bpflame.profilers.recall import Recall
 from bpflame.profilers.sleepers import Sleeper, Sleepers
+from bpflame.profilers.target import cgroup_of
 from bpflame.profilers.waits import State, WaitCounts
 
 # In this order: a wait that begins is to be seen to its end, and a wakeup may come before.
@@ -32,6 +34,7 @@ class SchedEvents:
         sleepers: Finds the threads that are away already; None if they do not matter. Closed here.
         wanted: Tells of such a thread whether its wait counts.
         threads: Tell the threads of a process apart.
+        cgroups: Tell their control groups apart.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class SchedEvents:
         sleepers: Sleepers | None,
         wanted: Callable[[Sleeper], bool],
         threads: bool,
+        cgroups: bool,
     ) -> None:
         self._program = program
         self._counts = counts
@@ -49,6 +53,7 @@ class SchedEvents:
         self._sleepers = sleepers
         self._wanted = wanted
         self._threads = threads
+        self._cgroups = cgroups
         self._open = False
 
     @property
@@ -92,6 +97,15 @@ class SchedEvents:
             if sleeper.lost or not self._wanted(sleeper):
                 continue
             tid = sleeper.tid if self._threads else 0
-            who = Who(0, 0, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
+            cgroup = _cgroup_id(sleeper) if self._cgroups else 0
+            who = Who(0, cgroup, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
             state = State.of(sleeper.state)
             self._counts.add_away(sleeper.tid, who, state, sleeper.user, sleeper.kernel, since)
+
+
+def _cgroup_id(sleeper: Sleeper) -> int:
+    """The id of its control group, the inode of the folder; 0 when it has gone."""
+    folder = cgroup_of(sleeper.pid, sleeper.tid)
+    with contextlib.suppress(OSError):
+        return 0 if folder is None else os.stat(folder).st_ino
+    return 0

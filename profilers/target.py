@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -50,7 +51,10 @@ class Target:
             return False
         if self.tids and tid not in self.tids:
             return False
-        return self.cgroup is None or _in_cgroup(self.cgroup, pid, tid)
+        if self.cgroup is None:
+            return True
+        folder = cgroup_of(pid, tid)
+        return folder is not None and folder.is_relative_to(self.cgroup)
 
     def check(self) -> None:
         """Raise UsageError naming what is not there."""
@@ -120,6 +124,7 @@ def find_cgroup(text: str) -> Path:
     raise UsageError(f"--cgroup {text}: no such control group", f"they are below {mount}")
 
 
+@functools.cache
 def cgroup_mount() -> Path | None:
     """Where the version 2 hierarchy is mounted."""
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
@@ -129,14 +134,14 @@ def cgroup_mount() -> Path | None:
     return None
 
 
-def _in_cgroup(folder: Path, pid: int, tid: int) -> bool:
-    """Whether a thread is in a version 2 control group or below it."""
+def cgroup_of(pid: int, tid: int) -> Path | None:
+    """The folder of the version 2 control group that a thread is in."""
     mount = cgroup_mount()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/task/{tid}/cgroup").read_text().splitlines():
             if line.startswith("0::/") and mount is not None:
-                return (mount / line[len("0::/") :]).is_relative_to(folder)
-    return False
+                return mount / line[len("0::/") :]
+    return None
 
 
 def cgroup_names() -> dict[int, str]:
