@@ -240,7 +240,7 @@ class WaitCounts(Counts):
             weight = 1 if partial else self._rules.sample
             if chain not in chains:
                 chains[chain] = self._wakers(chain, spaces)
-            if self._rules.depth and chain in (_CHAIN_UNKNOWN, _CHAIN_LOST):
+            if chains[chain][:1] == (RawWaker(Context.UNKNOWN),):
                 self.unknown_ns += blocked * weight
             if partial:
                 self.partial_ns += blocked + queued + preempted

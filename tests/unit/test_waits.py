@@ -278,7 +278,7 @@ def test_a_waker_that_nobody_saw_or_kept_is_unknown(depth: int, chain: int) -> N
     recording = Recording(depth=depth)
     recording.add_sums(500, 30, 0, chain=chain)
     assert recording.parts() == {("UNKNOWN",): 500, (RUN_QUEUE,): 30}
-    assert recording.counts.extra()["unknown_waker_ns"] == (500 if chain in (LOST, UNKNOWN) else 0)
+    assert recording.counts.extra()["unknown_waker_ns"] == 500
 
 
 def test_a_chain_has_its_links_nearest_first() -> None:
@@ -310,6 +310,14 @@ def test_a_link_of_a_chain_that_was_not_kept_is_unknown() -> None:
     link = recording.add_link(7, NEAR)
     recording.add_sums(500, 0, 0, chain=recording.add_chain(77, link, LOST))
     assert recording.parts() == {("near", "UNKNOWN"): 500}
+    assert recording.counts.extra()["unknown_waker_ns"] == 0
+
+
+def test_a_chain_whose_first_link_was_not_kept_has_no_known_waker() -> None:
+    recording = Recording(depth=4)
+    recording.add_sums(500, 0, 0, chain=recording.add_chain(77, LOST, recording.add_link(7, FAR)))
+    assert recording.parts() == {("UNKNOWN", "far"): 500}
+    assert recording.counts.extra()["unknown_waker_ns"] == 500
 
 
 def test_wakeups_are_blocked_time_that_somebody_ended() -> None:
