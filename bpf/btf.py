@@ -70,6 +70,13 @@ class Btf:
                 return found
         raise BpflameError(f"this kernel's BTF has no {struct_name}.{member}")
 
+    def task_state(self) -> int:
+        """Byte offset of a task's state, which Linux 5.14 renamed (2f064a59a11f)."""
+        try:
+            return self.offset("task_struct", "__state")
+        except BpflameError:
+            return self.offset("task_struct", "state")
+
     def knows(self, name: str) -> bool:
         """Whether the kernel has something of that name: a helper's number, a function, ..."""
         return self._string(name) > 0

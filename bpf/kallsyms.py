@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ Range = tuple[int, int]
 # Entries for interrupts: DECLARE_IDTENTRY_SYSVEC and IRQ in arch/x86/include/asm/idtentry.h,
 # arch/arm64/kernel/entry.S.
 _INTERRUPTS = {
-    "x86_64": rb"asm_(?:sysvec_\w+|common_interrupt|spurious_interrupt)|fred_extint",
+    "x86_64": rb"asm_(?:sysvec_\w+|common_interrupt|spurious_interrupt|exc_xen_hypervisor_callback)"
+    rb"|common_interrupt|fred_extint",
     "aarch64": rb"el(?:1h|0t)_64_irq|el0t_32_irq",
 }
-_EXCEPTIONS = rb"asm_(?:exc|int)\w+"
+_EXCEPTIONS = rb"asm_(?:exc|int)\w+|asm_fred_entrypoint_kernel"
+# kernel/entry/common.c; arm64: do_notify_resume
+_USER_EXITS = rb"(?:irqentry_)?exit_to_user_mode\w*|do_notify_resume|arch_do_signal_or_restart"
 # DEFINE_BPF_TRACE in kernel/trace/bpf_trace.c
 _CALLERS = rb"bpf_trace_run\d+"
 
@@ -67,6 +71,7 @@ class KernelEntries:
         interrupts: Entries for interrupts; return addresses there say that one began.
         exceptions: Entries for exceptions.
         callers: What calls programs at raw tracepoints.
+        user_exits: The way back to user code, where a task does work of its own.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -74,11 +79,13 @@ class KernelEntries:
         self.interrupts = ranges(text, _INTERRUPTS[machine]) if machine in _INTERRUPTS else ()
         self.exceptions = ranges(text, _EXCEPTIONS)
         self.callers = ranges(text, _CALLERS)
+        self.user_exits = ranges(text, _USER_EXITS)
 
-    @classmethod
-    def of_kernel(cls) -> KernelEntries:
-        """The running kernel's."""
-        try:
-            return cls(KALLSYMS.read_bytes())
-        except OSError:
-            return cls(b"")
+
+@functools.cache
+def kernel_entries() -> KernelEntries:
+    """The running kernel's."""
+    try:
+        return KernelEntries(KALLSYMS.read_bytes())
+    except OSError:
+        return KernelEntries(b"")

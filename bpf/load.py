@@ -161,9 +161,8 @@ class Program:
 
     def detach(self) -> None:
         """Take it from the tracepoints; the maps stay."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        while self._fds:  # the last first: what a program relies on is to be there as long as it is
+            os.close(self._fds.pop())
 
     def close(self) -> None:
         """Detach everything and free the maps."""

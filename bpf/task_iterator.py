@@ -165,19 +165,12 @@ def _defines(user: bool, kernel: bool) -> dict[str, int | str | None]:
         f"TASK_{name.upper()}": btf.offset("task_struct", name)
         for name in ("comm", "exit_state", "flags", "nivcsw", "nvcsw", "on_cpu", "pid", "tgid")
     }
-    defines["TASK_STATE"] = _state_offset(btf)
+    defines["TASK_STATE"] = btf.task_state()
     if user:
         defines.update({"USER_STACKS": None, **_REGISTERS[machine]})
     if kernel:
         defines.update({"KERNEL_STACKS": None, **_unwind_table(btf)})
     return defines
-
-
-def _state_offset(btf: Btf) -> int:
-    try:
-        return btf.offset("task_struct", "__state")
-    except BpflameError:  # before Linux 5.14
-        return btf.offset("task_struct", "state")
 
 
 def _unwind_table(btf: Btf) -> dict[str, int | str]:

@@ -108,14 +108,19 @@ class Stacks(Kept):
 
     def __init__(self, program: Program, entries: int) -> None:
         super().__init__(program, "stacks", _STACK_SIZE, entries, NEW_STACKS)
+        self._unpacked: dict[int, tuple[AbsoluteAddress, ...]] = {}
 
     def _stored(self, content: bytes) -> bytes:
         return content[8 : 8 * (1 + _ID.unpack_from(content)[0])]
 
     def ips(self, number: int) -> tuple[AbsoluteAddress, ...]:
         """The addresses of a stack, leaf first; empty for none or a lost one."""
-        data = self.content.get(number, b"")
-        return struct.unpack(f"<{len(data) // 8}Q", data)
+        if number not in self._unpacked:  # each once: many keys share a stack
+            data = self.content.get(number)
+            if data is None:
+                return ()
+            self._unpacked[number] = struct.unpack(f"<{len(data) // 8}Q", data)
+        return self._unpacked[number]
 
     def peek(self, number: int) -> tuple[AbsoluteAddress, ...]:
         """The same, of a stack that may still be in its map."""

@@ -8,7 +8,6 @@ stack, once it was seen on one without copies.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from collections.abc import Callable, Sequence
 from bpflame.bpf.kallsyms import KernelEntries, Range
 from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap
-from bpflame.errors import BpflameError
 from bpflame.raw import AbsoluteAddress
 
 RECALL_ENTRIES = 1 << 14  # with CONFIG_RANDOMIZE_KSTACK_OFFSET each stack has 64 places
@@ -38,10 +36,6 @@ class Recall:
         program: A loaded program that includes ``recall.h``.
         entries: Where certain functions of the kernel lie.
         stack: The addresses of a stack by its id, leaf first; empty if not to be had.
-
-    Attributes:
-        noted: Stacks that can be recognised now.
-        refused: Those that cannot.
     """
 
     def __init__(
@@ -53,7 +47,6 @@ class Recall:
         self._stack = stack
         self._distances = Distances()
         self._tries: Counter[bytes] = Counter()
-        self.noted = self.refused = 0
 
     def learn(self) -> None:
         """Work off what the program has handed over."""
@@ -68,15 +61,12 @@ class Recall:
             ips = [*outer, *[0] * (_FRAMES - len(outer))]
             at = [*places, *[0] * (_FRAMES - len(places))]
             record = _RECALL.pack(stack_id, len(outer), places[-1] + 1, *ips, *at)
-            self.noted += 1
         else:
             self._tries[key] += 1
             if outer and self._tries[key] < _TRIES:
                 return
             record = bytes(_RECALL.size)  # not to be tried again
-            self.refused += 1
-        with contextlib.suppress(BpflameError):  # full: the rest is unwound each time
-            self._recalls.update(key, record)
+        self._recalls.update(key, record)
 
 
 class Distances:

@@ -124,9 +124,9 @@ class Recorder:
         except OSError as error:
             raise explain(error, "dummy") from error
         with contextlib.closing(rings):
-            began, start = time.monotonic(), time.time()
             try:
                 self._attach(signals)
+                began, start = time.monotonic(), time.time()
                 started()
                 end = began + (math.inf if duration is None else duration)
                 self._snapshot(end, rings, signals)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import random
 from pathlib import Path
 
 from bpflame.bpf.btf import Btf
-from bpflame.bpf.kallsyms import KernelEntries, macro
-from bpflame.bpf.load import Program
-from bpflame.errors import BpflameError
+from bpflame.bpf.kallsyms import KernelEntries, kernel_entries, macro
+from bpflame.bpf.load import RAW_TRACEPOINT, Program
 from bpflame.profile import Metadata
 from bpflame.profilers.assemble import Kind
 from bpflame.profilers.command import Command
 from bpflame.profilers.recall import LESSON_ENTRIES, RECALL_ENTRIES, Recall
 from bpflame.profilers.recorder import Recorder
-from bpflame.profilers.sched_events import SchedEvents
+from bpflame.profilers.sched_events import TRACEPOINTS, SchedEvents
 from bpflame.profilers.sleepers import Sleeper, Sleepers
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
@@ -102,10 +100,8 @@ class SchedOptions:
 
     def wants(self, sleeper: Sleeper) -> bool:
         """Whether the wait of a thread that was away before the recording counts."""
-        return (
-            self.target.includes(sleeper.pid, sleeper.tid)
-            and bool(self.mask >> State.of(sleeper.state) & 1)
-            and self.only != ("user" if sleeper.kernel_thread else "kernel")
+        return bool(self.mask >> State.of(sleeper.state) & 1) and self.only != (
+            "user" if sleeper.kernel_thread else "kernel"
         )
 
 
@@ -138,13 +134,14 @@ def compile_program(options: SchedOptions, entries: KernelEntries, room: Room) -
         "STATES": f"{options.mask}",
         "TASK_COMM": btf.offset("task_struct", "comm"),
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
+        "TASK_START_TIME": btf.offset("task_struct", "start_time"),
         "THREAD_ENTRIES": thread_entries(),
+        "USER_EXIT_RANGES": macro(entries.user_exits),
     }
     if not btf.has_parameters("preempt", "prev", "next", "prev_state"):
-        defines["TASK_STATE"] = state_offset(btf)
+        defines["TASK_STATE"] = btf.task_state()
     if options.sample > 1:
         defines["SAMPLE_ONE_IN"] = options.sample
-        defines["SAMPLE_SEED"] = random.getrandbits(32)
     switches = {
         "KERNEL_STACKS": options.kernel,
         "KERNEL_THREADS": options.only == "kernel",
@@ -159,14 +156,6 @@ def compile_program(options: SchedOptions, entries: KernelEntries, room: Room) -
     }
     defines.update({name: None for name, on in switches.items() if on})
     return Program("sched", defines)
-
-
-def state_offset(btf: Btf) -> int:
-    """The offset of a task's state, which Linux 5.14 renamed (2f064a59a11f)."""
-    try:
-        return btf.offset("task_struct", "__state")
-    except BpflameError:
-        return btf.offset("task_struct", "state")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,17 +184,22 @@ class Prepared:
             counts,
             recall,
             self.sleepers,
+            options.target,
             options.wants,
             options.threads,
             options.cgroups,
         )
+        for function, _ in TRACEPOINTS:
+            program.load(
+                function, RAW_TRACEPOINT
+            )  # it takes a while, and a wait is to be seen whole
         choose_targets(program, options.target, None if command is None else command.pid)
         return Recorder(program, events, counts, options.target, command, options.kind, meta)
 
 
 def prepare(options: SchedOptions) -> Prepared:
     """Compile the programs: the slow part, before anything is started."""
-    entries, room = KernelEntries.of_kernel(), Room()
+    entries, room = kernel_entries(), Room()
     program = compile_program(options, entries, room)
     unseen = options.whole_only or options.target.command or options.question == WAKEUP
     sleepers = None if unseen else Sleepers(options.user, options.kernel)

@@ -12,12 +12,12 @@ from bpflame.bpf.load import RAW_TRACEPOINT, Program
 from bpflame.bpf.maps import BpfMap
 from bpflame.profilers.counting import Who
 from bpflame.profilers.recall import Recall
-from bpflame.profilers.sleepers import Sleeper, Sleepers
-from bpflame.profilers.target import cgroup_of
-from bpflame.profilers.waits import State, WaitCounts
+from bpflame.profilers.sleepers import Sleeper, Sleepers, Way
+from bpflame.profilers.target import Target, cgroup_of
+from bpflame.profilers.waits import WaitCounts
 
 # In this order: a wait that begins is to be seen to its end, and a wakeup may come before.
-_TRACEPOINTS = (
+TRACEPOINTS = (
     ("bpflame_waking", "sched_waking"),
     ("bpflame_switch", "sched_switch"),
     ("bpflame_child", "sched_process_fork"),
@@ -32,7 +32,8 @@ class SchedEvents:
         counts: Its maps.
         recall: Teaches it to recognise stacks.
         sleepers: Finds the threads that are away already; None if they do not matter. Closed here.
-        wanted: Tells of such a thread whether its wait counts.
+        target: Whose waits count ...
+        wanted: ... and tells of such a thread whether its wait does.
         threads: Tell the threads of a process apart.
         cgroups: Tell their control groups apart.
     """
@@ -43,6 +44,7 @@ class SchedEvents:
         counts: WaitCounts,
         recall: Recall,
         sleepers: Sleepers | None,
+        target: Target,
         wanted: Callable[[Sleeper], bool],
         threads: bool,
         cgroups: bool,
@@ -51,6 +53,7 @@ class SchedEvents:
         self._counts = counts
         self._recall = recall
         self._sleepers = sleepers
+        self._target = target
         self._wanted = wanted
         self._threads = threads
         self._cgroups = cgroups
@@ -69,13 +72,14 @@ class SchedEvents:
             BpflameError: The kernel has no such tracepoint.
         """
         self._open = True
-        for function, tracepoint in _TRACEPOINTS:
+        for function, tracepoint in TRACEPOINTS:
             self._program.attach_raw_tracepoint(function, tracepoint)
-        now = time.monotonic_ns()
+        away = [] if self._sleepers is None else self._find(self._sleepers)
+        self._counts.began = time.monotonic_ns()
         began = BpfMap(self._program.map_fd("began"), 4, 8)
-        began.update(bytes(4), now.to_bytes(8, "little"))
-        if self._sleepers is not None:
-            self._note_sleepers(self._sleepers, now)
+        began.update(bytes(4), self._counts.began.to_bytes(8, "little"))
+        for sleeper in away:
+            self._note(sleeper)
 
     def check(self) -> list[int]:
         """Let the program recognise what it has met; no CPU needs anything."""
@@ -92,16 +96,19 @@ class SchedEvents:
             self._sleepers.close()
             self._sleepers = None
 
-    def _note_sleepers(self, sleepers: Sleepers, since: int) -> None:
+    def _find(self, sleepers: Sleepers) -> list[Sleeper]:
+        """Who is away and counts. Whoever comes meanwhile has a record that says more."""
         own = os.getpid()
-        for sleeper in sleepers.read(lambda pid, tid: pid != own):
-            if sleeper.lost or not self._wanted(sleeper):
-                continue
-            tid = sleeper.tid if self._threads else 0
-            cgroup = _cgroup_id(sleeper) if self._cgroups else 0
-            who = Who(0, cgroup, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
-            state = State.of(sleeper.state)
-            self._counts.add_away(sleeper.tid, who, state, sleeper.user, sleeper.kernel, since)
+        found = sleepers.read(lambda pid, tid: pid != own and self._target.includes(pid, tid))
+        bare = len(found) if sleepers.way is Way.PROCFS else sleepers.bare
+        self._counts.truncated_sleepers = bare + sleepers.refused
+        return [sleeper for sleeper in found if self._wanted(sleeper)]
+
+    def _note(self, sleeper: Sleeper) -> None:
+        tid = sleeper.tid if self._threads else 0
+        cgroup = _cgroup_id(sleeper) if self._cgroups else 0
+        who = Who(0, cgroup, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
+        self._counts.add_away(who, sleeper)
 
 
 def _cgroup_id(sleeper: Sleeper) -> int:

@@ -12,11 +12,21 @@ import enum
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bpflame.bpf.counters import NEW_CHAINS, NEW_LINKS
+from bpflame.bpf.counters import LOST_VALUE, NEW_CHAINS, NEW_LINKS
 from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap
 from bpflame.profile import BLOCKED, PARTIAL, PREEMPTED, RUN_QUEUE
-from bpflame.profilers.counting import STACK_NONE, WHO, Counts, Kept, Spaces, Who, pid_in
+from bpflame.profilers.counting import (
+    STACK_LOST,
+    STACK_NONE,
+    WHO,
+    Counts,
+    Kept,
+    Spaces,
+    Who,
+    pid_in,
+)
+from bpflame.profilers.sleepers import Sleeper
 from bpflame.raw import AbsoluteAddress, Context, RawSample, RawWaker
 
 
@@ -39,7 +49,7 @@ class State(enum.IntEnum):
 
     @classmethod
     def of(cls, bits: int) -> State:
-        """Of ``task_struct.__state``, include/linux/sched.h; as ``state_of()``."""
+        """Of ``task_struct.__state``, include/linux/sched.h; of a thread that is off the CPU."""
         if bits & 0x1:
             return cls.INTERRUPTIBLE
         if bits & 0x2:
@@ -67,7 +77,7 @@ _ENDS = {1: Context.UNKNOWN, 2: Context.CYCLE, 3: Context.DEEPER}  # enum chain_
 
 _KEY = struct.Struct(f"<QQ{WHO.size}sQII")
 _LINK = struct.Struct(f"<QQ{WHO.size}sII")
-_THREAD = struct.Struct(f"<QQQQQ{WHO.size}sIBBxx")
+_THREAD = struct.Struct(f"<QQQQQ{WHO.size}sIBBBx")
 _WHO_AT = 16
 _NS_MAX = (1 << 64) - 1
 _OWN_ID = 1 << 63  # ids of ours; the program's are hashes, which will hardly be so near to it
@@ -120,7 +130,9 @@ class WaitCounts(Counts):
 
     Attributes:
         threads: The program's map of threads.
-        end: When the recording ended, CLOCK_MONOTONIC ns; to be set before the last drain.
+        began: When the recording began, CLOCK_MONOTONIC ns; to be set by who begins it.
+        end: When it ended, to be set before the last drain.
+        truncated_sleepers: Threads that slept before, whose stacks are not whole.
         unknown_ns: Blocked time of which nobody was seen to end it.
         partial_ns: Time in waits that were seen in part.
         unfinished: Waits that had not ended.
@@ -144,30 +156,25 @@ class WaitCounts(Counts):
             size += wakers * (1 if rules.depth == 1 else 2) + (8 if rules.depth > 1 else 0)
         self.threads = BpfMap(program.map_fd("threads"), 4, size)
         self._wakers_made: dict[int, RawWaker] = {}
-        self._owned = 0
-        self.end = 0
+        self._owned: dict[tuple[str, bytes], int] = {}
+        self.began = self.end = 0
+        self.truncated_sleepers = 0
         self.unknown_ns = self.partial_ns = self.unfinished = 0
 
-    def add_away(
-        self, tid: int, who: Who, state: State, user: Stack, kernel: Stack, since: int
-    ) -> bool:
+    def add_away(self, who: Who, sleeper: Sleeper) -> None:
         """Note a thread that was off the CPU before the recording, unless it came since.
 
         Args:
-            tid: Which.
             who: Whose its stacks are.
-            state: How its wait began.
-            user: Its user stack, leaf first.
-            kernel: Its kernel stack.
-            since: When its wait begins to count, ns.
+            sleeper: The thread.
         """
-        ids = [
-            self._own(self.stacks, struct.pack(f"<{len(ips)}Q", *ips)) if ips else STACK_NONE
-            for ips in (user, kernel)
-        ]
-        record = _THREAD.pack(0, since, 0, *ids, WHO.pack(*who), state, 1, 1)
-        return self.threads.insert(
-            tid.to_bytes(4, "little"), record.ljust(self.threads.value_size, b"\0")
+        user = STACK_LOST if sleeper.lost and not sleeper.user else self._stack(sleeper.user)
+        state = State.of(sleeper.state)
+        record = _THREAD.pack(
+            0, self.began, 0, user, self._stack(sleeper.kernel), WHO.pack(*who), state, 1, 1, 1
+        )
+        self.threads.insert(
+            sleeper.tid.to_bytes(4, "little"), record.ljust(self.threads.value_size, b"\0")
         )
 
     def drain_last(self) -> set[int]:
@@ -176,17 +183,24 @@ class WaitCounts(Counts):
 
     def extra(self) -> Mapping[str, int]:
         """What is uncertain in the samples."""
+        lost = self.counters.total(LOST_VALUE)
         return {
+            LOST_VALUE: lost * self._rules.sample,
+            "truncated_sleepers": self.truncated_sleepers,
             "unknown_waker_ns": self.unknown_ns,
             "partial_ns": self.partial_ns,
             "unfinished_waits": self.unfinished,
         }
 
+    def _stack(self, ips: Stack) -> int:
+        """The id of a stack that no program has taken."""
+        return self._own(self.stacks, struct.pack(f"<{len(ips)}Q", *ips)) if ips else STACK_NONE
+
     def _own(self, kept: Kept, content: bytes) -> int:
         """An id for content that no program has kept."""
-        self._owned += 1
-        kept.content[_OWN_ID | self._owned] = content
-        return _OWN_ID | self._owned
+        number = self._owned.setdefault((kept.counter, content), _OWN_ID + len(self._owned))
+        kept.content[number] = content
+        return number
 
     def _close_out(self) -> set[int]:
         """Count the waits that have not ended, as far as they go; returns their pids."""
@@ -200,8 +214,9 @@ class WaitCounts(Counts):
 
     def _close(self, thread: bytes) -> set[int]:
         end = self.end
-        came, out, woken, user, kernel, who, state, kept, partial = _THREAD.unpack_from(thread)
-        length = end - out
+        came, out, woken, user, kernel, who, state, kept, partial, _ = _THREAD.unpack_from(thread)
+        begin = max(out, self.began)
+        length = end - begin
         if not out or not kept or length <= 0:
             return set()
         if not self._rules.shortest <= length <= self._rules.longest:
@@ -209,7 +224,7 @@ class WaitCounts(Counts):
         blocked, chain = 0, _CHAIN_NONE
         if State(state).blocking:
             seen = woken != 0 and came <= woken <= end
-            blocked = max(0, woken - out) if seen else length
+            blocked = max(0, woken - begin) if seen else length
             if seen and self._rules.depth:
                 chain = self._chain_of(thread)
         rest = length - blocked

@@ -54,7 +54,7 @@ struct recall_scratch {
 	struct lesson lesson;
 };
 
-BPF_HASH(recalls, u64, struct recall, RECALL_ENTRIES);
+BPF_TABLE("lru_hash", u64, struct recall, recalls, RECALL_ENTRIES);
 BPF_HASH(lessons, u64, struct lesson, LESSON_ENTRIES);
 BPF_PERCPU_ARRAY(recall_scratch, struct recall_scratch, 1);
 
@@ -97,8 +97,10 @@ static __always_inline void recall_teach(u64 here, u64 key, u64 id, struct lesso
 
 	lesson->id = id;
 	lesson->count = count;
-	if (!bpf_probe_read_kernel(lesson->word, count * sizeof(u64), (void *)here))
-		lessons.insert(&key, lesson); /* no room: another time */
+	/* Stacks of interrupts end where they please: then there is nothing to learn. */
+	if (bpf_probe_read_kernel(lesson->word, count * sizeof(u64), (void *)here))
+		lesson->count = 0;
+	lessons.insert(&key, lesson); /* no room: another time */
 }
 
 /* The id of the current kernel stack. If `interrupt` is not NULL, the stack is cut where an

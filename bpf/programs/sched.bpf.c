@@ -11,7 +11,7 @@
  *   STACK_ENTRIES COUNT_ENTRIES BORN_ENTRIES TARGET_ENTRIES THREAD_ENTRIES LINK_ENTRIES
  *   CHAIN_ENTRIES             room in the maps
  *   TASK_STATE                offset of the task's state, where sched_switch does not tell it
- *   TASK_COMM TASK_FLAGS      offsets from BTF
+ *   TASK_COMM TASK_FLAGS TASK_START_TIME                     offsets from BTF
  *   OWN_PID                   bpflame itself, left out
  *   CHAIN_DEPTH               how many wakers in a row; 0 for none
  *   WAITER_STACKS             take the stacks of who waits
@@ -25,7 +25,7 @@
  *   STATES                    bits of enum state: how a wait must begin
  *   MIN_NS MAX_NS             how long it must be
  *   WHOLE_ONLY                without those that began before the recording
- *   SAMPLE_ONE_IN             follow the waits that begin in one of so many milliseconds
+ *   SAMPLE_ONE_IN             follow one wait in so many
  */
 #include "counters.h"
 #include "stack.h"
@@ -56,6 +56,7 @@ enum state {
 #define TASK_TRACED 0x8
 #define TASK_PARKED 0x40
 #define TASK_DEAD 0x80
+#define TASK_WAKING 0x200
 #define TASK_NOLOAD 0x400
 #define PF_KTHREAD 0x200000
 
@@ -89,7 +90,8 @@ struct thread {
 	u32 state;
 	u8 kept;    /* the wait is to be counted */
 	u8 partial; /* it began before the recording */
-	u8 zero[2];
+	u8 away;    /* off the CPU, followed or not; with SAMPLE_ONE_IN */
+	u8 zero;
 #if CHAIN_DEPTH > 0
 	struct wakers wakers; /* of the wakeup at `woken` */
 #endif
@@ -125,19 +127,22 @@ static __always_inline struct thread *thread_of(u32 tid)
 	return threads.lookup(&tid);
 }
 
-static __always_inline bool is_followed(u64 now)
+static __always_inline bool is_followed(void)
 {
 #ifdef SAMPLE_ONE_IN
-	/* All waits of a millisecond or none, so that the links of a chain stay together; drawn by a
-	 * hash of its number (MurmurHash3's finalizer), so that no program falls into step. */
-	u64 hash = (now >> 20) ^ SAMPLE_SEED;
-
-	hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccdULL;
-	hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53ULL;
-	return (u32)(hash >> 32) % SAMPLE_ONE_IN == 0;
+	return bpf_get_prandom_u32() % SAMPLE_ONE_IN == 0;
 #else
 	return true;
 #endif
+}
+
+/* When the recording began, ns; 0: not yet. What is seen before helps to know whom it meets. */
+static __always_inline u64 recording_since(void)
+{
+	u32 zero = 0;
+	u64 *start = began.lookup(&zero);
+
+	return start ? *start : 0;
 }
 
 /* Whether the waits of a task may count, as far as its ids tell. */
@@ -184,6 +189,8 @@ static __always_inline enum state state_of(bool preempted, u32 bits)
 		return STATE_TRACED;
 	if (bits & TASK_PARKED)
 		return STATE_PARKED;
+	if (bits == TASK_WAKING) /* woken since, so that what it was is gone; before Linux 5.18 */
+		return STATE_INTERRUPTIBLE;
 	/* Those that no program waits in for long, such as that of a lock on PREEMPT_RT. */
 	return STATE_UNINTERRUPTIBLE;
 }
@@ -196,6 +203,18 @@ static __always_inline bool is_blocking(enum state state)
 /* Adds up a wait that is over. */
 static __always_inline void count_wait(struct thread *thread, u64 now)
 {
+	u64 start = recording_since();
+
+	if (!start || now <= start)
+		return;
+	if (thread->out < start) {
+#ifdef WHOLE_ONLY
+		return;
+#endif
+		thread->out = start;
+		thread->partial = true;
+	}
+
 	struct count_key key = {
 		.user = thread->user,
 		.kernel = thread->kernel,
@@ -217,6 +236,8 @@ static __always_inline void count_wait(struct thread *thread, u64 now)
 		bool woken = thread->woken >= thread->in && thread->woken;
 
 		blocked = !woken ? all : thread->woken > thread->out ? thread->woken - thread->out : 0;
+		if (blocked > all) /* clocks of two CPUs */
+			blocked = all;
 #if CHAIN_DEPTH > 0
 		key.chain = woken ? chain_keep(&thread->wakers.chain) : CHAIN_UNKNOWN;
 #endif
@@ -259,8 +280,6 @@ static __always_inline void leave(struct raw_tracepoint_args *args, struct ids i
 	if (!kept)
 		return;
 #endif
-	if (!is_followed(now))
-		return;
 
 	struct thread *thread = thread_of(ids.tid);
 
@@ -268,25 +287,31 @@ static __always_inline void leave(struct raw_tracepoint_args *args, struct ids i
 		return;
 	if (thread->out && thread->kept)
 		count_unseen(thread);
+	thread->away = true;
+	thread->out = 0;
+	if (!is_followed())
+		return;
+	thread->state = state;
 	if (kept) {
 		struct entry_regs regs = {};
 
 		entry_regs_read(&regs);
 		if (state == STATE_PREEMPTED && regs.orig_ax == SYS_SCHED_YIELD)
-			state = STATE_RUNNABLE;
+			thread->state = STATE_RUNNABLE;
 		thread->who = who_is_current(ids);
 #ifdef WAITER_STACKS
 #ifdef USER_STACKS
 		thread->user = user_stack_id(args, &regs);
 #endif
 #ifdef KERNEL_STACKS
+		/* Read anew: the verifier would follow each state through the rest by itself. */
+		bool blocking = is_blocking(*(volatile u32 *)&thread->state);
+
 		thread->kernel = kernel_stack_id(
-			args, regs.orig_ax << 2 | (is_blocking(state) ? RECALL_BLOCKED : RECALL_RUNNABLE),
-			NULL);
+			args, regs.orig_ax << 2 | (blocking ? RECALL_BLOCKED : RECALL_RUNNABLE), NULL);
 #endif
 #endif
 	}
-	thread->state = state;
 	thread->kept = kept;
 	thread->partial = false;
 	thread->out = now;
@@ -295,15 +320,18 @@ static __always_inline void leave(struct raw_tracepoint_args *args, struct ids i
 /* A thread that was off the CPU when the recording began, and that user space did not see then. */
 static __always_inline bool was_away(struct thread *thread, struct ids ids, u64 task)
 {
-	u32 zero = 0;
-	u64 *start = began.lookup(&zero);
+	u64 start = recording_since(), born = 0;
 
-	if (!start || !*start || thread->in || thread->out)
+	if (!start || thread->in || thread->out)
 		return false;
 #ifdef SAMPLE_ONE_IN
 	return false; /* neither followed nor not: it weighs too little to be worth a guess */
 #endif
-	thread->out = *start;
+	/* Not all threads come by a fork that is told, io_uring's do not. */
+	bpf_probe_read_kernel(&born, sizeof(born), (void *)(task + TASK_START_TIME));
+	if (born >= start)
+		return false;
+	thread->out = start;
 	thread->state = thread->woken ? STATE_UNINTERRUPTIBLE : STATE_RUNNABLE;
 	thread->partial = true;
 #if defined(WHOLE_ONLY) || defined(FILTER_CGROUP) || STATES != ALL_STATES
@@ -327,8 +355,8 @@ static __always_inline void arrive(u64 task, struct ids ids, u64 now)
 	struct thread *thread = threads.lookup(&ids.tid);
 
 	if (!thread) {
-#ifdef SAMPLE_ONE_IN
-		return;
+#if defined(SAMPLE_ONE_IN) || (defined(FILTER_CGROUP) && CHAIN_DEPTH < 2)
+		return; /* what is not known by now will not count */
 #endif
 		thread = thread_of(ids.tid);
 		if (!thread)
@@ -350,6 +378,7 @@ static __always_inline void arrive(u64 task, struct ids ids, u64 now)
 		}
 #endif
 	}
+	thread->away = false;
 	thread->out = 0;
 	thread->in = now;
 }
@@ -394,7 +423,7 @@ int bpflame_waking(struct raw_tracepoint_args *args)
 #if defined(SAMPLE_ONE_IN)
 	struct thread *thread = threads.lookup(&ids.tid);
 
-	if (!thread || !thread->out)
+	if (!thread || (thread->away && !thread->out))
 		return 0;
 #elif defined(FILTER_CGROUP) && CHAIN_DEPTH < 2
 	struct thread *thread = threads.lookup(&ids.tid); /* only those wanted have been kept */
@@ -452,7 +481,8 @@ int bpflame_child(struct raw_tracepoint_args *args)
 	if (!thread)
 		return 0;
 	thread->in = now; /* nothing of before concerns it */
-	if (!is_followed(now))
+	thread->away = true;
+	if (!is_followed())
 		return 0;
 	thread->who = who_is_current(current_ids());
 	thread->who.pid = ids.pid;

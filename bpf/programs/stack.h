@@ -27,11 +27,19 @@ struct stack {
 #ifndef INTERRUPT_RANGES
 #define INTERRUPT_RANGES
 #endif
+#ifndef USER_EXIT_RANGES /* of the way back to user code, where a task does work of its own */
+#define USER_EXIT_RANGES
+#endif
 #define RANGE(from, to) (ip >= (from) && ip < (to)) ||
 
 static __always_inline bool is_interrupt_entry(u64 ip)
 {
 	return INTERRUPT_RANGES false;
+}
+
+static __always_inline bool is_user_exit(u64 ip)
+{
+	return USER_EXIT_RANGES false;
 }
 
 BPF_PERCPU_ARRAY(stack_scratch, struct stack, 1);
@@ -78,6 +86,7 @@ static __always_inline u64 stack_keep(struct stack *stack, u64 hash)
 static __always_inline u64 stack_take(void *ctx, u64 flags, struct stack *stack, bool *interrupt)
 {
 	u64 hash = 0;
+	bool own = false;
 	long bytes = bpf_get_stack(ctx, stack->ip, sizeof(stack->ip), flags);
 
 	if (bytes <= 0)
@@ -87,7 +96,11 @@ static __always_inline u64 stack_take(void *ctx, u64 flags, struct stack *stack,
 		if (i >= stack->depth)
 			break;
 		HASH_ROUND(hash, stack->ip[i]);
-		if (interrupt && is_interrupt_entry(stack->ip[i])) {
+		if (!interrupt)
+			continue;
+		if (is_user_exit(stack->ip[i]))
+			own = true; /* the interrupt is over */
+		if (!own && is_interrupt_entry(stack->ip[i])) {
 			stack->depth = i + 1;
 			*interrupt = true;
 			break;

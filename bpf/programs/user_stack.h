@@ -53,7 +53,7 @@ static __always_inline u64 user_stack_id(void *ctx, const struct entry_regs *reg
 
 	if (!stack || !window)
 		return STACK_LOST;
-	if (regs->cs != USER_CS)
+	if (regs->cs != USER_CS || !regs->sp) /* or threads of io_uring, which have no user code */
 		return stack_take(ctx, BPF_F_USER_STACK, stack, NULL);
 
 	u64 hash = 0, base = regs->sp & ~7ULL, fp = regs->bp, size = sizeof(*window);

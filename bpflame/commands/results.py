@@ -26,6 +26,7 @@ _EVENTS = (
     ("missed_ends", "waits whose end was not seen"),
     ("negative_waits", "waits of negative length dropped"),
     ("filtered_waits", "waits of other lengths left out"),
+    ("truncated_sleepers", "threads that slept before with stacks cut short"),
     ("unfinished_waits", "waits still going on at the end"),
     ("mistaken", "kernel stacks mistaken"),
     ("reopened_cpus", "CPUs sampled again after they came online"),

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from bpflame import arguments
+from bpflame.bpf.kallsyms import kernel_entries
 from bpflame.bpf.privileges import require_privileges
 from bpflame.commands.recording import Request, add_output, add_targets, record
 from bpflame.console import shorten
@@ -134,6 +135,10 @@ def run(options: argparse.Namespace, question: str) -> int:
     request = Request.of(question, options)
     chosen = _chosen(request, options)
     require_privileges()
+    if chosen.wakers and not kernel_entries().interrupts:
+        request.console.warn(
+            "the kernel hides its addresses: wakeups by interrupts go to the task that they stop"
+        )
     length = "" if options.duration is None else f" for {options.duration:g} s"
     what = "waits" if question == OFFCPU else "waits and who ends them"
     whose = shorten(request.target.describe())
@@ -144,6 +149,8 @@ def run(options: argparse.Namespace, question: str) -> int:
 def _chosen(request: Request, options: argparse.Namespace) -> SchedOptions:
     if options.max is not None and options.max < options.min:
         raise UsageError("-M is less than -m: no wait has such a length")
+    if options.sample > 1 and request.kind == CHAIN:
+        raise UsageError("--sample: a chain needs every wait, or it is torn")
     keep_all = request.output.kind == PROFILE  # to be grouped when it is drawn
     return SchedOptions(
         request.kind,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpflame.bpf import kallsyms
-from bpflame.bpf.kallsyms import KernelEntries, macro, ranges
+from bpflame.bpf.kallsyms import KernelEntries, kernel_entries, macro, ranges
 
 TEXT = b"""\
 0000000000000000 A fixed_percpu_data
@@ -102,13 +102,13 @@ def test_without_kallsyms_there_is_nothing_to_know(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(kallsyms, "KALLSYMS", tmp_path / "kallsyms")
-    entries = KernelEntries.of_kernel()
+    entries = kernel_entries()
     assert (entries.interrupts, entries.exceptions, entries.callers) == ((), (), ())
 
 
 @pytest.mark.bpf
 def test_this_kernel_has_all_of_them() -> None:
-    entries = KernelEntries.of_kernel()
+    entries = kernel_entries()
     assert entries.callers
     assert entries.interrupts
     assert all(0 < low < high for low, high in (*entries.interrupts, *entries.callers))
