@@ -28,7 +28,7 @@ def bpflame_losses(summary: str) -> int:
     return sum(
         int(value)
         for name, value in counters.items()
-        if name.startswith("lost_") and name != "lost_value"
+        if (name.startswith("lost_") and name != "lost_value") or name == "negative_waits"
     )
 
 

@@ -17,7 +17,7 @@ Range = tuple[int, int]
 _INTERRUPTS = {
     "x86_64": rb"asm_(?:sysvec_\w+|common_interrupt|spurious_interrupt|exc_xen_hypervisor_callback)"
     rb"|common_interrupt|fred_extint",
-    "aarch64": rb"el(?:1h|0t)_64_irq|el0t_32_irq",
+    "aarch64": rb"el(?:1h|0t)_(?:64|32)_(?:irq|fiq)|el[01]_irq(?:_compat)?",
 }
 _EXCEPTIONS = rb"asm_(?:exc|int)\w+|asm_fred_entrypoint_kernel"
 # kernel/entry/common.c; arm64: do_notify_resume

@@ -105,5 +105,5 @@ def _refuse(extra: list[str]) -> NoReturn:
         raise UsageError(f"unknown option: {extra[0]}", "see: bpflame --help")
     raise UsageError(
         f"unexpected argument: {extra[0]}",
-        f"to record a command, put -- before it: bpflame cpu -- {' '.join(extra)}",
+        f"to record a command, put -- before it: bpflame ... -- {' '.join(extra)}",
     )

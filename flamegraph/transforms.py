@@ -58,7 +58,7 @@ def group_by(profile: Profile, by: str) -> Profile:
     # The idle task is pid 0, tid 0 in every recording.
     if by == "tid" and any(task.pid and not task.tid for task in tasks):
         raise UsageError("cannot group by tid: the recording did not tell threads apart")
-    if by == "cgroup" and tasks and not any(task.cgroup for task in tasks):
+    if by == "cgroup" and tasks and not any(task.cgroup or _is_interrupt(task) for task in tasks):
         raise UsageError("cannot group by cgroup: the recording did not keep cgroups")
     interned: dict[str, Frame] = {}
     roots: dict[Task | None, tuple[Frame, ...]] = {None: ()}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bpflame.bpf import counters as names
-from bpflame.profile import Metadata
+from bpflame.profile import PARTIAL, Metadata
 from bpflame.profilers.counting import Counts
 from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.target import Target, cgroup_names
-from bpflame.raw import FileKey, RawProfile
+from bpflame.raw import Context, FileKey, RawProfile, RawSample
 
 _ALWAYS = (names.LOST_SAMPLES, names.LOST_VALUE, names.LOST_STACKS, names.LOST_CHILDREN)
 _IF_ANY = (
@@ -67,6 +67,7 @@ def assemble(
         else:
             others += sample.value if kind.unit == "samples" else 0  # else a weight, not a number
     total = counts.counters.total
+    uncertain = _uncertain(samples) if kind.unit == "ns" else {}
     kernel = any(s.kernel or any(waker.kernel for waker in s.wakers) for s in samples)
     return RawProfile(
         kind.name,
@@ -87,10 +88,21 @@ def assemble(
                 "idle_samples": total(names.IDLE),
                 **{name: total(name) for name in _IF_ANY if total(name)},
                 **counts.extra(),
+                **uncertain,
                 **extra,
             },
         ),
     )
+
+
+def _uncertain(samples: Sequence[RawSample]) -> dict[str, int]:
+    """How much of the waiting is known in part only, ns."""
+    return {
+        "unknown_waker_ns": sum(
+            s.value for s in samples if s.wakers and s.wakers[0].context is Context.UNKNOWN
+        ),
+        "partial_ns": sum(s.value for s in samples if PARTIAL in s.waits),
+    }
 
 
 def _read(path: str) -> bytes:

@@ -25,7 +25,7 @@ from bpflame.profilers.targeting import choose_targets, target_defines
 from bpflame.profilers.waits import STATES, Room, State, WaitCounts, WaitRules
 
 OFFCPU, WAKEUP, OFFWAKE, CHAIN = "offcpu", "wakeup", "offwake", "chain"
-MAX_DEPTH = 16
+MAX_WAKERS = 16
 
 _MIN_THREADS, _MAX_THREADS = 1 << 13, 1 << 18
 
@@ -175,8 +175,7 @@ class Prepared:
             BpflameError: The kernel refuses the program.
         """
         options, program = self.options, self.program
-        event = "sched_switch" + (f", one in {options.sample}" if options.sample > 1 else "")
-        meta = dataclasses.replace(meta, event=event)
+        meta = dataclasses.replace(meta, event="sched_switch")
         counts = WaitCounts(program, options.rules, self.room)
         recall = Recall(program, self.entries, counts.stacks.peek)
         events = SchedEvents(
@@ -201,6 +200,9 @@ def prepare(options: SchedOptions) -> Prepared:
     """Compile the programs: the slow part, before anything is started."""
     entries, room = kernel_entries(), Room()
     program = compile_program(options, entries, room)
-    unseen = options.whole_only or options.target.command or options.question == WAKEUP
-    sleepers = None if unseen else Sleepers(options.user, options.kernel)
+    # For wakeups their stacks are of no use; but only so are states and control groups known.
+    stacks = options.question != WAKEUP
+    needless = not stacks and not options.states and options.target.cgroup is None
+    unseen = options.whole_only or options.target.command or needless
+    sleepers = None if unseen else Sleepers(options.user and stacks, options.kernel and stacks)
     return Prepared(options, entries, room, program, sleepers)

@@ -63,7 +63,7 @@ class Target:
                 thread = process_of(pid) is not None
                 raise UsageError(
                     f"no process {pid}" + (" (it is a thread)" if thread else ""),
-                    f"bpflame cpu -t {pid}" if thread else "ps -e lists the processes",
+                    f"-t {pid} records a thread" if thread else "ps -e lists the processes",
                 )
         for tid in self.tids:
             if process_of(tid) is None:

@@ -83,6 +83,7 @@ _NS_MAX = (1 << 64) - 1
 _OWN_ID = 1 << 63  # ids of ours; the program's are hashes, which will hardly be so near to it
 
 Stack = Sequence[AbsoluteAddress]
+Groups = Callable[[], Mapping[int, str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +134,6 @@ class WaitCounts(Counts):
         began: When the recording began, CLOCK_MONOTONIC ns; to be set by who begins it.
         end: When it ended, to be set before the last drain.
         truncated_sleepers: Threads that slept before, whose stacks are not whole.
-        unknown_ns: Blocked time of which nobody was seen to end it.
-        partial_ns: Time in waits that were seen in part.
         unfinished: Waits that had not ended.
     """
 
@@ -159,7 +158,7 @@ class WaitCounts(Counts):
         self._owned: dict[tuple[str, bytes], int] = {}
         self.began = self.end = 0
         self.truncated_sleepers = 0
-        self.unknown_ns = self.partial_ns = self.unfinished = 0
+        self.unfinished = 0
 
     def add_away(self, who: Who, sleeper: Sleeper) -> None:
         """Note a thread that was off the CPU before the recording, unless it came since.
@@ -184,11 +183,11 @@ class WaitCounts(Counts):
     def extra(self) -> Mapping[str, int]:
         """What is uncertain in the samples."""
         lost = self.counters.total(LOST_VALUE)
+        sampled = {"sample_one_in": self._rules.sample} if self._rules.sample > 1 else {}
         return {
+            **sampled,
             LOST_VALUE: lost * self._rules.sample,
             "truncated_sleepers": self.truncated_sleepers,
-            "unknown_waker_ns": self.unknown_ns,
-            "partial_ns": self.partial_ns,
             "unfinished_waits": self.unfinished,
         }
 
@@ -244,21 +243,14 @@ class WaitCounts(Counts):
         content = thread[_THREAD.size : _THREAD.size + self._chain.size]
         return self._own(self._chains, content) if self._chains is not None else _CHAIN_NONE
 
-    def samples(
-        self, spaces: Spaces, groups: Callable[[], Mapping[int, str]]
-    ) -> Iterator[RawSample]:
+    def samples(self, spaces: Spaces, groups: Groups) -> Iterator[RawSample]:
         """Up to three for each key: blocked, in the run queue, preempted."""
-        self.unknown_ns = self.partial_ns = 0
         chains: dict[int, tuple[RawWaker, ...]] = {}
         for key, (blocked, queued, preempted) in self.sums.items():
             user, kernel, data, chain, partial, _ = _KEY.unpack(key)
             weight = 1 if partial else self._rules.sample
             if chain not in chains:
-                chains[chain] = self._wakers(chain, spaces)
-            if chains[chain][:1] == (RawWaker(Context.UNKNOWN),):
-                self.unknown_ns += blocked * weight
-            if partial:
-                self.partial_ns += blocked + queued + preempted
+                chains[chain] = self._wakers(chain, spaces, groups)
             who = Who.parse(data)
             whole = RawSample(
                 who.task(groups() if who.cgroup else {}),
@@ -294,28 +286,28 @@ class WaitCounts(Counts):
         yield queued, RUN_QUEUE, ()
         yield preempted, PREEMPTED, ()
 
-    def _wakers(self, chain: int, spaces: Spaces) -> tuple[RawWaker, ...]:
+    def _wakers(self, chain: int, spaces: Spaces, groups: Groups) -> tuple[RawWaker, ...]:
         if chain == _CHAIN_NONE:
             return ()
         if self._links is None or chain in (_CHAIN_LOST, _CHAIN_UNKNOWN):
             return (RawWaker(Context.UNKNOWN),)
         if self._chains is None:
-            return (self._waker_of(chain, spaces),)
+            return (self._waker_of(chain, spaces, groups),)
         content = self._chains.content.get(chain)
         if content is None:
             return (RawWaker(Context.UNKNOWN),)
         *links, depth, end = self._chain.unpack(content)
-        found = [self._waker_of(link, spaces) for link in links[:depth]]
+        found = [self._waker_of(link, spaces, groups) for link in links[:depth]]
         if end in _ENDS:
             found.append(RawWaker(_ENDS[end]))
         return tuple(found)
 
-    def _waker_of(self, link: int, spaces: Spaces) -> RawWaker:
+    def _waker_of(self, link: int, spaces: Spaces, groups: Groups) -> RawWaker:
         if link not in self._wakers_made:
-            self._wakers_made[link] = self._waker(link, spaces)
+            self._wakers_made[link] = self._waker(link, spaces, groups)
         return self._wakers_made[link]
 
-    def _waker(self, link: int, spaces: Spaces) -> RawWaker:
+    def _waker(self, link: int, spaces: Spaces, groups: Groups) -> RawWaker:
         content = self._links.content.get(link) if self._links is not None else None
         if content is None:
             return RawWaker(Context.UNKNOWN)
@@ -326,7 +318,8 @@ class WaitCounts(Counts):
             return RawWaker(Context.INTERRUPT, kernel=ips, lost=lost, bare=not self._rules.kernel)
         who = Who.parse(data)
         space = spaces.find(who.pid, who.born)
-        return RawWaker(Context.TASK, who.task({}), space, self.stacks.ips(user), ips, lost)
+        task = who.task(groups() if who.cgroup else {})
+        return RawWaker(Context.TASK, task, space, self.stacks.ips(user), ips, lost)
 
     def _pids_of(self, kept: Kept, contents: list[bytes]) -> set[int]:
         return {pid_in(link, _WHO_AT) for link in contents} if kept is self._links else set()

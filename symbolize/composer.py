@@ -11,6 +11,7 @@ round: the waker's stack, and whom it woke as the leaf.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from bpflame.profile import Frame, FrameKind, Sample, Task
@@ -34,10 +35,15 @@ _TIMERS = frozenset(
         "hrtimer_interrupt",
         "hrtimer_run_softirq",
         "run_timer_softirq",
+        "__run_timers",
+        "tmigr_handle_remote",
         "tick_handle_periodic",
     }
 )
 _SOFTIRQS = ("handle_softirqs", "__do_softirq")
+# What a task that runs softirqs on its way does for itself: its own packets through loopback.
+_OWN_SOFTIRQS = ("net_rx_action", "net_tx_action")
+_SOFTIRQ_THREADS = "run_ksoftirqd"
 
 Stack = tuple[Frame, ...]
 
@@ -54,7 +60,7 @@ class Composer:
         self._wakeups = kind == "wakeup"
         self._stack = stack
         self._seen: dict[int, tuple[Task, Stack]] = {}
-        self._frames: dict[tuple[str, FrameKind, str], Frame] = {}
+        self._frames: dict[Frame, Frame] = {}
         self._chains: dict[int, Stack] = {}
 
     def sample(self, raw: RawSample) -> Sample:
@@ -72,8 +78,10 @@ class Composer:
             frames: list[Frame] = []
             for waker in wakers:
                 task, stack = self._waker(waker)
-                turned = [self._frame(f.name, FrameKind.WAKER, f.module) for f in reversed(stack)]
+                turned = [self._frame(f.name, FrameKind.WAKER, f) for f in reversed(stack)]
                 frames += (_SEPARATOR, *turned, self._frame(task.comm, FrameKind.WAKER))
+                if task.comm in (IRQ, SOFTIRQ, TIMER) and not task.pid:
+                    break  # what a task had waited for that ran it has no part in this
             self._chains[id(wakers)] = tuple(frames)
         return self._chains[id(wakers)]
 
@@ -90,13 +98,30 @@ class Composer:
         if waker.context is Context.INTERRUPT or waker.task is None:
             name, stack = interrupt(stack)
             return Task(0, 0, name), () if waker.bare else stack
+        if _hosts_softirq(stack):
+            name, stack = interrupt(stack)
+            return Task(0, 0, name), stack
         return waker.task, stack
 
-    def _frame(self, name: str, kind: FrameKind, module: str = "") -> Frame:
-        key = (name, kind, module)
-        if key not in self._frames:
-            self._frames[key] = Frame(name, kind, module)
-        return self._frames[key]
+    def _frame(self, name: str, kind: FrameKind, like: Frame | None = None) -> Frame:
+        """A frame, made once; ``like`` another one in all but its kind."""
+        frame = Frame(name, kind) if like is None else dataclasses.replace(like, kind=kind)
+        return self._frames.setdefault(frame, frame)
+
+
+def _hosts_softirq(stack: Sequence[Frame]) -> bool:
+    """Whether a task only happened to run a softirq that has nothing to do with it.
+
+    Softirqs run at the next chance, which can be any local_bh_enable().
+    """
+    names = [frame.name.partition(".")[0] for frame in stack]
+    for i, name in enumerate(names):
+        if name in _SOFTIRQS:
+            return not any(
+                other in _OWN_SOFTIRQS or other == _SOFTIRQ_THREADS
+                for other in (*names[:i][-3:], *names[i + 1 : i + 2])
+            )
+    return False
 
 
 def interrupt(stack: Sequence[Frame]) -> tuple[str, Stack]:

@@ -38,7 +38,7 @@ def symbolize(
     places = {(part.space, each) for part in parts for each in _calls(part.user)}
     with contextlib.closing(Images(raw.files)) as images:
         user = resolve_user(places, images, hurried, progress)
-    names = Names(user, _resolve_kernel(raw, parts, hurried))
+    names = Names(user, _resolve_kernel(raw, parts))
     composer = Composer(raw.kind, names.stack)
     samples = tuple(composer.sample(sample) for sample in raw.samples)
     counters = {**raw.meta.counters, **_account(samples)}
@@ -66,13 +66,12 @@ def _calls(addresses: tuple[AbsoluteAddress, ...]) -> Iterator[AbsoluteAddress]:
 
 
 def _resolve_kernel(
-    raw: RawProfile, parts: Iterable[RawSample | RawWaker], hurried: Callable[[], bool]
+    raw: RawProfile, parts: Iterable[RawSample | RawWaker]
 ) -> dict[AbsoluteAddress, Frame]:
     addresses = sorted({each for part in parts for each in _calls(part.kernel)})
     if not addresses:
         return {}
-    if hurried():
-        return {each: _bare(each, Reason.NOT_RESOLVED) for each in addresses}
+    # Also when there is hurry: it takes a tenth of a second, and interrupts are told by it.
     symbols = KernelSymbols.from_text(raw.kallsyms, raw.modules)
     reason = Reason.RESTRICTED if symbols.restricted else Reason.NO_SYMBOL
     found = symbols.resolve(np.array(addresses, dtype=np.uint64))

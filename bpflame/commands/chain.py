@@ -11,8 +11,8 @@ from bpflame.profilers.sched import CHAIN
 _QUESTION = sched.Question(
     CHAIN,
     "where threads wait, who wakes them, who woke those, ...",
-    "As offwake, and on: who ended the wait of the waker, if it waited meanwhile, up to --depth.\n"
-    "Interrupts end a chain: [timer], [irq], [softirq].",
+    "As offwake, and on: who ended the wait of the waker, if it waited meanwhile, up\n"
+    "to --depth. Interrupts end a chain: [timer], [irq], [softirq].",
     """\
   bpflame chain -p 1234 -d 10              what a process waits for in the end
   bpflame chain --depth 4 -- ./pipeline    a command and all that it starts

@@ -11,11 +11,11 @@ from bpflame.profilers.sched import OFFCPU
 _QUESTION = sched.Question(
     OFFCPU,
     "where threads wait",
-    "Sum the time that threads are off the CPU, by their stacks. The leaf tells how a wait went:\n"
-    "[blocked], [run queue] (ready, no CPU free yet), [preempted].",
+    "Sum the time that threads are off the CPU, by their stacks. The leaf tells how\n"
+    "a wait went: [blocked], [run queue] (ready, no CPU free yet), [preempted].",
     """\
   bpflame offcpu -p 1234 -d 10             where one process waits
-  bpflame offcpu -m 1ms --state S,D -d 10  only what blocks, for a millisecond or longer
+  bpflame offcpu -m 1ms --state S,D -d 10  what blocks for 1 ms or longer
   bpflame offcpu -- ./server --once        a command and all that it starts
 """,
 )

@@ -11,10 +11,11 @@ from bpflame.profilers.sched import OFFWAKE
 _QUESTION = sched.Question(
     OFFWAKE,
     "where threads wait and who wakes them, in one picture",
-    "Sum the time that threads are off the CPU, by their stacks and by those of who woke them:\n"
-    "the waiter below, the waker above the line, turned round, so that the two leaves meet.",
+    "Sum the time that threads are off the CPU, by their stacks and by those of who\n"
+    "woke them: the waiter below, the waker above the line, turned round, so that\n"
+    "the two leaves meet.",
     """\
-  bpflame offwake -p 1234 -d 10            one process, and whoever ends its waits
+  bpflame offwake -p 1234 -d 10    one process, and whoever ends its waits
   bpflame offwake -- sh -c 'tar cf - /usr/share/doc | gzip > /dev/null'
 """,
 )

@@ -14,7 +14,7 @@ from bpflame.console import Console
 from bpflame.errors import InputError, UsageError
 from bpflame.flamegraph.folded import read_folded
 from bpflame.output import STDOUT, Output
-from bpflame.profile import Profile
+from bpflame.profile import FrameKind, Profile
 from bpflame.profile_file import MAGIC, read_profile
 from bpflame.profilers.identity import invoking_user
 
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     output = Output(path, None if user is None else (user.uid, user.gid))
     output.check()
     profile = read(options.input, options.kind)
+    if not options.kind and _looks_like_waits(profile):
+        Console(options.quiet).warn("this looks like waits: say --kind offcpu, offwake or chain")
     if options.title:
         meta = dataclasses.replace(profile.meta, title=options.title)
         profile = dataclasses.replace(profile, meta=meta)
@@ -107,6 +109,14 @@ def _parse(file: IO[bytes], name: str, kind: str) -> Profile:
         return read_folded(text, name, kind or "cpu", _UNITS[kind or "cpu"])
     finally:
         text.detach()
+
+
+def _looks_like_waits(profile: Profile) -> bool:
+    """Whether text that does not tell its kind is of threads that wait."""
+    kinds = (FrameKind.WAIT, FrameKind.WAKER, FrameKind.SEPARATOR)
+    return profile.kind == "cpu" and any(
+        frame.kind in kinds for sample in profile.samples for frame in sample.stack
+    )
 
 
 def _default_name(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import IO
 
+from bpflame.flamegraph.units import format_value
 from bpflame.output import FOLDED, SVG, Output
 from bpflame.profile import Profile
 from bpflame.profile_file import write_profile
@@ -14,7 +15,7 @@ _NO_SAMPLES = {
     "(what sleeps or waits has no CPU samples)",
     "wakeup": "nobody woke anything of what was asked for in that time",
 }
-_NO_WAITS = "nothing of what was asked for waited in that time, or not as long or as was asked for"
+_NO_WAITS = "nothing of what was asked for waited in that time"
 _UNNAMED = "unnamed: "
 # Counters, and what the audit line says of them: numbers, and shares of the time.
 _EVENTS = (
@@ -92,7 +93,9 @@ def audit(profile: Profile) -> str:
         f"{stacks:,} stacks",
     ]
     if waits:
-        parts.insert(1, f"{profile.total / 1e9:,.3f} s of waiting")
+        parts.insert(1, f"{format_value(profile.total, 'ns')} of waiting")
+    if count.get("sample_one_in"):
+        parts.insert(1, f"one in {count['sample_one_in']} followed")
     parts += [f"{count[name]:,} {text}" for name, text in _EVENTS if count.get(name)]
     parts += [
         f"{count[name] / profile.total:.2%} of the time {text}"

@@ -14,7 +14,7 @@ from bpflame.commands.recording import Request, add_output, add_targets, record
 from bpflame.console import shorten
 from bpflame.errors import UsageError
 from bpflame.output import PROFILE
-from bpflame.profilers.sched import CHAIN, MAX_DEPTH, OFFCPU, WAKEUP, SchedOptions, prepare
+from bpflame.profilers.sched import CHAIN, MAX_WAKERS, OFFCPU, WAKEUP, SchedOptions, prepare
 from bpflame.profilers.waits import STATES
 
 
@@ -97,7 +97,7 @@ def _add_shape(group: argparse._ArgumentGroup, question: str) -> None:
             type=depth,
             default=8,
             metavar="N",
-            help=f"how many wakers in a row, up to {MAX_DEPTH} (default: 8)",
+            help=f"how many wakers in a row, up to {MAX_WAKERS} (default: 8)",
         )
     if question != WAKEUP:
         add(
@@ -125,8 +125,8 @@ def states(text: str) -> tuple[str, ...]:
 
 def depth(text: str) -> int:
     """A number of wakers."""
-    if re.fullmatch("[0-9]{1,2}", text) is None or not 1 <= int(text) <= MAX_DEPTH:
-        raise argparse.ArgumentTypeError(f"not a depth from 1 to {MAX_DEPTH}: {text!r}")
+    if re.fullmatch("[0-9]{1,2}", text) is None or not 1 <= int(text) <= MAX_WAKERS:
+        raise argparse.ArgumentTypeError(f"not a depth from 1 to {MAX_WAKERS}: {text!r}")
     return int(text)
 
 

@@ -11,8 +11,8 @@ from bpflame.profilers.sched import WAKEUP
 _QUESTION = sched.Question(
     WAKEUP,
     "who wakes others, and how long these had waited",
-    "Sum the time that threads were blocked, by the stacks of those who woke them; the leaf is\n"
-    "who was woken. Targets are those who wait.",
+    "Sum the time that threads were blocked, by the stacks of those who woke them;\n"
+    "the leaf is who was woken. Targets are those who wait.",
     """\
   bpflame wakeup -d 10             who wakes whom, on the whole system
   bpflame wakeup -p 1234 -d 10     who wakes the threads of one process

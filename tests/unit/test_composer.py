@@ -241,9 +241,6 @@ def test_wakers_get_their_names_like_waiters() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(
-    reason="Composer drops Frame.unnamed: wakers without names are not accounted for"
-)
 def test_wakers_without_names_are_counted_like_waiters() -> None:
     found = symbolized()
     assert found.meta.counters[f"unnamed: {Reason.MISSING_STACK.value}"] == 5

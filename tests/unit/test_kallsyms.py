@@ -102,7 +102,7 @@ def test_without_kallsyms_there_is_nothing_to_know(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(kallsyms, "KALLSYMS", tmp_path / "kallsyms")
-    entries = kernel_entries()
+    entries = kernel_entries.__wrapped__()
     assert (entries.interrupts, entries.exceptions, entries.callers) == ((), (), ())
 
 
