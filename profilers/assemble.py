@@ -67,7 +67,7 @@ def assemble(
         else:
             others += sample.value if kind.unit == "samples" else 0  # else a weight, not a number
     total = counts.counters.total
-    uncertain = _uncertain(samples) if kind.unit == "ns" else {}
+    uncertain = uncertain(samples) if kind.unit == "ns" else {}
     kernel = any(s.kernel or any(waker.kernel for waker in s.wakers) for s in samples)
     return RawProfile(
         kind.name,
@@ -95,7 +95,7 @@ def assemble(
     )
 
 
-def _uncertain(samples: Sequence[RawSample]) -> dict[str, int]:
+def uncertain(samples: Sequence[RawSample]) -> dict[str, int]:
     """How much of the waiting is known in part only, ns."""
     return {
         "unknown_waker_ns": sum(

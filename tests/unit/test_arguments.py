@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bpflame import arguments
 from bpflame.commands import sched
-from bpflame.profilers.sched import MAX_DEPTH
+from bpflame.profilers.sched import MAX_WAKERS
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_a_depth_is_never_beyond_the_bounds(text: str) -> None:
     except argparse.ArgumentTypeError:
         depth = 0
     assert depth == int(text) or not depth
-    assert depth <= MAX_DEPTH
+    assert depth <= MAX_WAKERS
 
 
 def test_all_depths_within_the_bounds_are_taken() -> None:
-    assert [sched.depth(str(n)) for n in range(1, MAX_DEPTH + 1)] == [*range(1, MAX_DEPTH + 1)]
+    assert [sched.depth(str(n)) for n in range(1, MAX_WAKERS + 1)] == [*range(1, MAX_WAKERS + 1)]
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "+1", "1.0", "²", "٣", "00017", "000112345"])

@@ -262,7 +262,6 @@ def test_a_lesson_becomes_a_note(maps: dict[str, FakeMap], entries: KernelEntrie
     assert note[:3] == (5, 3, 7)
     assert note[3:6] == (GLUE, SCHEDULE, ENTRY)
     assert note[35:38] == (1, 3, 6)
-    assert (learner.noted, learner.refused) == (1, 0)
     assert maps["lessons"].content == {}
 
 
@@ -295,14 +294,3 @@ def test_a_stack_that_cannot_be_recognised_is_given_up_in_the_end(
         looks += 1
     assert 1 < looks < 20
     assert not any(maps["recalls"].content[other])
-    assert learner.refused == 2
-
-
-def test_no_room_for_more_notes_is_no_error(
-    maps: dict[str, FakeMap], entries: KernelEntries
-) -> None:
-    maps["recalls"].room = 0
-    learner = Recall(FakeProgram(), entries, {5: (PROGRAM, RUN4, ENTRY)}.__getitem__)
-    maps["lessons"].update(KEY, lesson(5, [ENTRY]))
-    learner.learn()
-    assert maps["recalls"].content == {}

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from bpflame.profile import BLOCKED, PARTIAL, PREEMPTED, RUN_QUEUE, Task
 from bpflame.profilers import counting, waits
+from bpflame.profilers.assemble import uncertain
 from bpflame.profilers.counting import WHO, Who
+from bpflame.profilers.sleepers import Sleeper
 from bpflame.profilers.waits import STATES, Room, State, WaitCounts, WaitRules
 from bpflame.raw import Context, RawSample
 
@@ -278,7 +280,7 @@ def test_a_waker_that_nobody_saw_or_kept_is_unknown(depth: int, chain: int) -> N
     recording = Recording(depth=depth)
     recording.add_sums(500, 30, 0, chain=chain)
     assert recording.parts() == {("UNKNOWN",): 500, (RUN_QUEUE,): 30}
-    assert recording.counts.extra()["unknown_waker_ns"] == 500
+    assert uncertain(recording.samples())["unknown_waker_ns"] == 500
 
 
 def test_a_chain_has_its_links_nearest_first() -> None:
@@ -310,14 +312,14 @@ def test_a_link_of_a_chain_that_was_not_kept_is_unknown() -> None:
     link = recording.add_link(7, NEAR)
     recording.add_sums(500, 0, 0, chain=recording.add_chain(77, link, LOST))
     assert recording.parts() == {("near", "UNKNOWN"): 500}
-    assert recording.counts.extra()["unknown_waker_ns"] == 0
+    assert uncertain(recording.samples())["unknown_waker_ns"] == 0
 
 
 def test_a_chain_whose_first_link_was_not_kept_has_no_known_waker() -> None:
     recording = Recording(depth=4)
     recording.add_sums(500, 0, 0, chain=recording.add_chain(77, LOST, recording.add_link(7, FAR)))
     assert recording.parts() == {("UNKNOWN", "far"): 500}
-    assert recording.counts.extra()["unknown_waker_ns"] == 500
+    assert uncertain(recording.samples())["unknown_waker_ns"] == 500
 
 
 def test_wakeups_are_blocked_time_that_somebody_ended() -> None:
@@ -337,7 +339,7 @@ def test_a_wait_that_was_seen_in_part_says_so() -> None:
         (PREEMPTED, PARTIAL): 7,
         (BLOCKED,): 100,
     }
-    assert recording.counts.extra()["partial_ns"] == 537
+    assert uncertain(recording.samples())["partial_ns"] == 537
 
 
 def test_one_wait_in_so_many_stands_for_the_others() -> None:
@@ -351,7 +353,7 @@ def test_one_wait_in_so_many_stands_for_the_others() -> None:
         (PREEMPTED,): 70,
         (BLOCKED, PARTIAL): 100,
     }
-    extra = recording.counts.extra()
+    extra = uncertain(recording.samples())
     assert (extra["unknown_waker_ns"], extra["partial_ns"]) == (5000, 100)
 
 
@@ -406,7 +408,7 @@ def test_nobody_is_blamed_for_a_wait_that_goes_on() -> None:
     recording = Recording(depth=4)
     recording.add_thread(State.INTERRUPTIBLE, END - 1000)
     assert recording.parts() == {(BLOCKED, PARTIAL): 1000}
-    assert recording.counts.extra()["unknown_waker_ns"] == 0
+    assert uncertain(recording.samples())["unknown_waker_ns"] == 0
     wakeups = Recording(depth=1, wakeups=True)
     wakeups.add_thread(State.INTERRUPTIBLE, END - 1000)
     assert wakeups.parts() == {}
@@ -459,13 +461,14 @@ def test_an_open_wait_counts_its_length_whatever_came_meanwhile(
     assert sum(sample.value for sample in recording.samples()) == END - out
 
 
-def add_away(recording: Recording, state: State, since: int, tid: int = 11) -> bool:
-    return recording.counts.add_away(tid, WAITER, state, (1, 2), (3,), since)
+def sleeper(tid: int, user: tuple[int, ...], kernel: tuple[int, ...]) -> Sleeper:
+    return Sleeper(tid, 10, b"waiter", 1, False, 7, user, kernel, lost=not user)
 
 
 def test_one_that_was_away_before_has_its_stacks_and_counts_from_the_beginning() -> None:
     recording = Recording(depth=4)
-    assert add_away(recording, State.INTERRUPTIBLE, END - 1000)
+    recording.counts.began = END - 1000
+    recording.counts.add_away(WAITER, sleeper(11, (1, 2), (3,)))
     (sample,) = recording.samples()
     assert (sample.user, sample.kernel, sample.lost) == ((1, 2), (3,), False)
     assert (sample.waits, sample.value) == ((BLOCKED, PARTIAL), 1000)
@@ -475,15 +478,33 @@ def test_one_that_was_away_before_has_its_stacks_and_counts_from_the_beginning()
 def test_one_that_came_since_is_not_away() -> None:
     recording = Recording()
     recording.add_thread(State.INTERRUPTIBLE, 0, came=END - 10)
-    assert not add_away(recording, State.INTERRUPTIBLE, END - 1000)
+    recording.counts.began = END - 1000
+    recording.counts.add_away(WAITER, sleeper(11, (1, 2), (3,)))
     assert recording.samples() == []
+
+
+def test_a_stack_that_could_not_be_read_is_told_from_none() -> None:
+    recording = Recording()
+    recording.counts.began = END - 1000
+    recording.counts.add_away(WAITER, sleeper(11, (), (3,)))
+    (sample,) = recording.samples()
+    assert (sample.user, sample.kernel, sample.lost) == ((), (3,), True)
+
+
+def test_time_before_the_recording_does_not_count() -> None:
+    recording = Recording()
+    recording.counts.began = END - 100
+    recording.add_thread(State.INTERRUPTIBLE, END - 1000)
+    assert [sample.value for sample in recording.samples()] == [100]
 
 
 def test_stacks_of_those_away_are_not_mixed_up() -> None:
     recording = Recording()
     for tid in range(1, 6):
         who = WAITER._replace(tid=tid)
-        recording.counts.add_away(tid, who, State.INTERRUPTIBLE, (tid,), (tid, tid), END - tid)
+        recording.counts.began = END - tid
+        recording.counts.add_away(who, sleeper(tid, (tid,), (tid, tid)))
+    recording.counts.began = 0
     found = recording.samples()
     assert sorted(sample.value for sample in found) == [1, 2, 3, 4, 5]
     for sample in found:
