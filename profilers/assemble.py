@@ -67,7 +67,7 @@ def assemble(
         else:
             others += sample.value if kind.unit == "samples" else 0  # else a weight, not a number
     total = counts.counters.total
-    uncertain = uncertain(samples) if kind.unit == "ns" else {}
+    doubts = uncertain(samples) if kind.unit == "ns" else {}
     kernel = any(s.kernel or any(waker.kernel for waker in s.wakers) for s in samples)
     return RawProfile(
         kind.name,
@@ -88,7 +88,7 @@ def assemble(
                 "idle_samples": total(names.IDLE),
                 **{name: total(name) for name in _IF_ANY if total(name)},
                 **counts.extra(),
-                **uncertain,
+                **doubts,
                 **extra,
             },
         ),
