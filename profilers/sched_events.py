@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from bpflame.bpf.cpus import online_cpus
 from bpflame.bpf.load import RAW_TRACEPOINT, Program
@@ -109,6 +110,15 @@ class SchedEvents:
         cgroup = _cgroup_id(sleeper) if self._cgroups else 0
         who = Who(0, cgroup, sleeper.pid, tid, sleeper.comm.ljust(16, b"\0")[:16])
         self._counts.add_away(who, sleeper)
+        if _is_dead(sleeper):  # before it was noted, so that nothing else will take it back
+            self._counts.drop_away(sleeper)
+
+
+def _is_dead(sleeper: Sleeper) -> bool:
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{sleeper.pid}/task/{sleeper.tid}/stat").read_bytes()
+        return stat.rpartition(b") ")[2][:1] in (b"Z", b"X")
+    return True
 
 
 def _cgroup_id(sleeper: Sleeper) -> int:

@@ -176,6 +176,10 @@ class WaitCounts(Counts):
             sleeper.tid.to_bytes(4, "little"), record.ljust(self.threads.value_size, b"\0")
         )
 
+    def drop_away(self, sleeper: Sleeper) -> None:
+        """Take back what :meth:`add_away` noted."""
+        self.threads.update(sleeper.tid.to_bytes(4, "little"), bytes(self.threads.value_size))
+
     def drain_last(self) -> set[int]:
         """Also the waits that have not ended."""
         return super().drain_last() | self._close_out()

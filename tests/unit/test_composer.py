@@ -207,6 +207,38 @@ def test_an_interrupt_whose_stack_is_not_there() -> None:
     assert named() == (IRQ, [])
 
 
+def woken_under(*names: str) -> list[str]:
+    """The chain of wakers where the nearest, a task, has this stack, and another woke that one."""
+    frames = {NEAR: tuple(Frame(name, FrameKind.KERNEL) for name in names), FAR: (frame("post"),)}
+    raw = RawSample(WAITER, None, (), (), False, 1, (), (waker(NEAR), waker(FAR)))
+    found = Composer("chain", lambda part: frames.get(part.task, ())).sample(raw)
+    return [each.name for each in found.stack]
+
+
+def test_a_task_is_not_to_blame_for_softirqs_that_it_happened_to_run() -> None:
+    """Nor is what it had waited for."""
+    before = ("do_syscall_64", "__local_bh_enable_ip", "do_softirq")
+    assert woken_under(*before, "handle_softirqs", "run_timer_softirq", "process_timeout") == [
+        "--", "process_timeout", "run_timer_softirq", "handle_softirqs", "[timer]",
+    ]  # fmt: skip
+    assert woken_under(*before, "__do_softirq", "rcu_core_si", "wakeme_after_rcu") == [
+        "--", "wakeme_after_rcu", "rcu_core_si", "__do_softirq", "[softirq]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tcp_sendmsg", "do_softirq", "handle_softirqs", "net_rx_action", "sock_def_readable"),
+        ("ret_from_fork", "smpboot_thread_fn", "run_ksoftirqd", "handle_softirqs", "rcu_core_si"),
+        ("ksys_write", "vfs_write", "pipe_write"),
+    ],
+)
+def test_what_a_task_does_for_itself_is_its_own_doing(names: tuple[str, ...]) -> None:
+    """Its packets through loopback; softirqs in the thread that is there for them."""
+    assert woken_under(*names) == ["--", *reversed(names), "near", "--", "post", "far"]
+
+
 KALLSYMS = b"""\
 ffffffff81000000 T _stext
 ffffffff81000000 T asm_sysvec_apic_timer_interrupt
