@@ -14,7 +14,7 @@ APT_RUN := python3-bpfcc python3-venv
 APT_DEMO := binutils gcc g++ libc6-dev
 APT_TEST := gzip mount procps tar util-linux \
 	$(if $(UBUNTU),chromium-browser chromium-chromedriver linux-tools-common linux-tools-generic \
-	,bpftool chromium chromium-driver)
+	,bpftool chromium chromium-driver linux-perf)
 APT_BENCH := bpfcc-tools bpftrace linux-headers-$(shell dpkg --print-architecture) linux-perf
 
 .PHONY: help install demo workloads test lint bench clean
