@@ -151,10 +151,20 @@ def verdicts(results: Iterable[Result]) -> str:
     return Table(("target", "limit", "median [quartiles]", "verdict"), rows).text()
 
 
-def document(results: Sequence[Result], machine: str) -> str:
-    """The text of RESULTS.md."""
+_RULE = "\n---\n\n"
+
+
+def merged(old: str, new: str) -> str:
+    """Two documents in one file, the new in the place of the one with its title, or behind."""
+    title = new.partition("\n")[0]
+    kept = [part for part in old.split(_RULE) if part and part.partition("\n")[0] != title]
+    return _RULE.join([*kept, new])
+
+
+def document(results: Sequence[Result], machine: str, only: str = "") -> str:
+    """The text of RESULTS.md, or of the part of it that was measured by itself."""
     head = (
-        "# Benchmarks\n\n"
+        f"# Benchmarks{only and ': '}{only}\n\n"
         "Written by `benchmarks/run.py --write`, not by hand. Every figure compares bpflame with\n"
         "its peers in one run on one machine: the ratios carry over to other machines, the times\n"
         "do not. Figures are medians and, in brackets, quartiles."

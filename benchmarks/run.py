@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine, memory, overhead, peers, programs, startup, switches
 from benchmarks.errors import BenchmarkError
-from benchmarks.report import Result, document, verdicts
+from benchmarks.report import Result, document, merged, verdicts
 
 _RESULTS = Path(__file__).resolve().with_name("RESULTS.md")
 _Measure = Callable[[int, Path], Result]
@@ -50,7 +50,10 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     if options.write:
-        _RESULTS.write_text(document(results, where), encoding="utf-8")
+        new = document(results, where, options.only or "")
+        if options.only:
+            new = merged(_RESULTS.read_text(encoding="utf-8"), new)
+        _RESULTS.write_text(new, encoding="utf-8")
     return 0
 
 
@@ -58,12 +61,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", choices=tuple(_FIGURES), help="one figure (default: all)")
     parser.add_argument("--rounds", type=int, help="default: " + _default_rounds())
-    parser.add_argument("--write", action="store_true", help="rewrite benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="rewrite benchmarks/RESULTS.md, or its part"
+    )
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
-    if options.write and options.only:
-        parser.error("--write needs all figures: they belong to one machine and one day")
     return options
 
 
