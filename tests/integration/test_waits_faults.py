@@ -477,7 +477,7 @@ def test_a_crowd_that_sleeps_is_seen_to_the_last(build: Build, tmp_path: Path) -
     assert not any(value for name, value in counters.items() if name.startswith("lost_"))
     assert f"{CROWD_SIZE + 1:,} {UNFINISHED}" in result.stderr
     each = summary["total"] / (CROWD_SIZE + 1) / SECOND
-    assert 0.5 < each < summary["duration"] + 0.2  # it takes a moment to note them all
+    assert 0.5 < each < summary["duration"] + 0.5  # it takes a moment to note them all
     assert Folded(out.read_text()).share("blocked_here") > 99
 
 

@@ -260,7 +260,7 @@ def test_a_command_and_what_it_starts(workloads: Path, question: str) -> None:
     else:
         found = sum(ns for stack, ns in seen.stacks.items() if "take_a_path" in stack)
         assert set(seen.roots()) == {"sh", "sleeper"}
-        assert found == pytest.approx(expected, rel=0.02)
+        assert found == pytest.approx(expected, rel=0.05)
     assert "[partial]" not in leaves(seen)
 
 

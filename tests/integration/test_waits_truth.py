@@ -400,19 +400,29 @@ def test_a_wait_without_begin_and_end_is_seen_in_part(
 def test_the_parts_at_both_ends_make_up_the_recording(
     workloads: Path, tmp_path: Path, start: Start
 ) -> None:
-    process = start(workloads / "fp" / "sleeper", "30")
+    process = start(workloads / "fp" / "sleeper", "60")
     until_asleep(process.pid, "sleeper")
     target = ("-p", str(process.pid), "-d", "1")
-    recorded = record_waits("offcpu", tmp_path, *target)
-    partial = [wait for wait in recorded.waits if wait.partial]
-    assert partial, f"it slept when the recording began, and there is only: {recorded.waits}"
-    for wait in partial:
-        assert wait.how in ("blocked", "run queue"), wait
-        paths = [("main", "take_a_path", path, name) for name, path in SLEEPS.items()]
-        assert any(wait.has(*path, "*nanosleep", "*schedule") for path in paths), wait.stack
-    at_most("in part, ms", total(partial) / 1e6, 210)
-    sums("asleep", recorded.ns("sleeper"), 1_000_000_000, 5)
 
+    def check(recorded: Waits) -> None:
+        partial = [wait for wait in recorded.waits if wait.partial]
+        # Of one that comes on a CPU before it has been noted, no stack is known.
+        at_most(
+            "in part, without a stack, ms",
+            total(wait for wait in partial if len(wait.stack) == 1) / 1e6,
+            20,
+        )
+        known = [wait for wait in partial if len(wait.stack) > 1]
+        assert known, f"it slept at the begin and at the end; found only: {recorded.waits}"
+        for wait in known:
+            assert wait.how in ("blocked", "run queue"), wait
+            paths = [("main", "take_a_path", path, name) for name, path in SLEEPS.items()]
+            assert any(wait.has(*path, "*nanosleep", "*schedule") for path in paths), wait.stack
+        # Two of its longest sleeps, or a little more.
+        at_most("in part, ms", total(partial) / 1e6, 250)
+        sums("asleep", recorded.ns("sleeper"), 1_000_000_000, 5)
+
+    exact(lambda: record_waits("offcpu", tmp_path, *target), check)
     whole = record_waits("offcpu", tmp_path, "--whole-only", *target)
     assert whole.waits
     assert not any(wait.partial for wait in whole.waits), whole.waits
