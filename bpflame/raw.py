@@ -98,6 +98,31 @@ class Context(enum.Enum):
     """The chain goes on, deeper than was asked for."""
 
 
+class StackEnd(enum.IntEnum):
+    """Why a user stack ends where it does: ``enum stack_end`` in bpf/programs/stack.h."""
+
+    UNTOLD = 0
+    """Walked along frame pointers, where nothing tells; or there is no stack."""
+    COMPLETE = 1
+    """At the outermost frame."""
+    NO_MAPPING = 2
+    """At an address in no executable mapping."""
+    NO_TABLE = 3
+    """In code without call frame information."""
+    UNREADABLE = 4
+    """At a part of the stack that was not in memory, or not there."""
+    NOT_GROWING = 5
+    """At a frame that is not above the one before."""
+    TOO_DEEP = 6
+    """It has more frames than are taken."""
+    UNSUPPORTED = 7
+    """At a rule that only a debugger could follow."""
+    NOT_READY = 8
+    """The process was new, and its tables were not there yet."""
+    NARROW = 9
+    """In a 32-bit program: walked along frame pointers."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawWaker:
     """Who ended a wait.
@@ -110,6 +135,8 @@ class RawWaker:
         kernel: The same in the kernel.
         lost: A stack was there and could not be kept.
         bare: The stack only serves to tell which interrupt it was.
+        end: Why the user stack ends where it does.
+        guessed: Part of the user stack was walked along frame pointers.
     """
 
     context: Context
@@ -119,6 +146,8 @@ class RawWaker:
     kernel: tuple[AbsoluteAddress, ...] = ()
     lost: bool = False
     bare: bool = False
+    end: StackEnd = StackEnd.UNTOLD
+    guessed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,12 +157,15 @@ class RawSample:
     Attributes:
         task: Who ran it.
         space: Where the user addresses belong; None when the process was never seen.
-        user: Return addresses, leaf first; the first is exact. Empty when there is none.
+        user: Return addresses, leaf first; the first is exact. Empty when there is none. An
+            instruction that a signal interrupted is given as if it were a call: its address + 1.
         kernel: The same in the kernel.
         lost: A stack was there and could not be kept.
         value: In the unit of the profile.
         waits: How the wait went, from :data:`bpflame.profile.WAITS`; empty for what is no wait.
         wakers: Who ended the wait, who ended that one's own wait, and so on.
+        end: Why the user stack ends where it does.
+        guessed: Part of the user stack was walked along frame pointers.
     """
 
     task: Task
@@ -144,6 +176,8 @@ class RawSample:
     value: int
     waits: tuple[str, ...] = ()
     wakers: tuple[RawWaker, ...] = ()
+    end: StackEnd = StackEnd.UNTOLD
+    guessed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
