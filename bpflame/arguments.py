@@ -29,6 +29,11 @@ def wait_length(text: str) -> int:
     return round(seconds * 1e9)
 
 
+def shortest_wait(text: str) -> int:
+    """The same, or 0 for no minimum."""
+    return 0 if re.fullmatch("0(|us|ms|s|m|h)", text) else wait_length(text)
+
+
 def one_in(text: str) -> int:
     """N of ``1/N`` or ``N``, from 1 on."""
     match = re.fullmatch(r"(?:1/)?([1-9]\d{0,5})", text)

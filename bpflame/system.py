@@ -15,16 +15,16 @@ from pathlib import Path
 
 from bpflame.bpf.btf import VMLINUX, Btf
 from bpflame.bpf.cpus import online_cpus
-from bpflame.bpf.kernel_code import calls
+from bpflame.bpf.freeze import MENDED, can_freeze
 from bpflame.bpf.load import load_bcc
 from bpflame.bpf.perf_event import explain, open_event, sampling_attr
 from bpflame.bpf.privileges import capabilities, may_record, sees_host_pids
 from bpflame.errors import BpflameError
+from bpflame.profilers.unwind_choice import lacks
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 _SYSCTL = Path("/proc/sys/kernel")
-_USERCOPY_CHECKS = ("__check_object_size", "check_heap_object")
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
@@ -59,6 +59,7 @@ def examine() -> list[Check]:
         _lockdown(),
         _jit(),
         _user_memory(),
+        _unwinding(),
     ]
 
 
@@ -188,25 +189,33 @@ def _jit() -> Check:
 
 
 def _user_memory() -> Check:
-    """Whether reading user memory in an interrupt can freeze this kernel.
-
-    From Linux 5.19 the hardened usercopy check looks up vmalloc areas (0aef499f3172) under a lock
-    that the interrupted code may hold. Linux 6.4 mended copy_from_user_nofault() (d319f344561d),
-    which since then asks nmi_uaccess_okay(); stable kernels have the fix too.
-    """
     name = "user memory access"
-    mended = calls("copy_from_user_nofault", "nmi_uaccess_okay")
-    if mended is None:
+    frozen = can_freeze()
+    if frozen is None:
         return Check(OK, name, "the kernel's code cannot be read here to check for the freeze")
-    locks = any(calls(check, "find_vmap_area") for check in _USERCOPY_CHECKS)
-    if locks and not mended:
+    if frozen:
         return Check(
             WARN,
             name,
-            "this kernel can freeze in bpf_probe_read_user (mended in 6.4, 6.3.10, 6.1.36)",
+            f"this kernel can freeze in bpf_probe_read_user (mended in {MENDED})",
             "upgrade the kernel before you read user memory with BPF, with any tool",
         )
     return Check(OK, name, "without the freeze in bpf_probe_read_user")
+
+
+def _unwinding() -> Check:
+    name = "unwinding"
+    missing = lacks()
+    if missing:
+        return Check(WARN, name, f"along frame pointers: {missing}")
+    if can_freeze():
+        return Check(
+            WARN,
+            name,
+            "by unwind tables, but for cpu along frame pointers: this kernel can freeze",
+            "upgrade the kernel",
+        )
+    return Check(OK, name, "by unwind tables (--unwind dwarf), frame pointers are not needed")
 
 
 def _number(name: str) -> int | None:

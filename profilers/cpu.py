@@ -23,6 +23,7 @@ from bpflame.profilers.cpu_events import CpuEvents
 from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
+from bpflame.profilers.unwind_choice import Unwind
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
 _MIN_ENTRIES = 1 << 13
@@ -44,6 +45,8 @@ class CpuOptions:
         idle: Sample idle CPUs too.
         threads: Tell the threads of a process apart.
         cgroups: Keep the control group of each sample.
+        unwind: How to unwind user stacks.
+        max_depth: How many frames a user stack may have.
     """
 
     target: Target = dataclasses.field(default_factory=Target)
@@ -55,6 +58,8 @@ class CpuOptions:
     idle: bool = False
     threads: bool = False
     cgroups: bool = False
+    unwind: Unwind = Unwind.FP
+    max_depth: int = 127
 
     @property
     def kind(self) -> Kind:

@@ -22,6 +22,7 @@ from bpflame.profilers.sched_events import TRACEPOINTS, SchedEvents
 from bpflame.profilers.sleepers import Sleeper, Sleepers
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
+from bpflame.profilers.unwind_choice import Unwind
 from bpflame.profilers.waits import STATES, Room, State, WaitCounts, WaitRules
 
 OFFCPU, WAKEUP, OFFWAKE, CHAIN = "offcpu", "wakeup", "offwake", "chain"
@@ -50,6 +51,8 @@ class SchedOptions:
         whole_only: Leave out waits that are seen in part.
         sample: Follow one in so many waits.
         check: Verify every kernel stack that is recognised, and count.
+        unwind: How to unwind user stacks.
+        max_depth: How many frames a user stack may have.
     """
 
     question: str
@@ -67,6 +70,8 @@ class SchedOptions:
     whole_only: bool = False
     sample: int = 1
     check: bool = False
+    unwind: Unwind = Unwind.FP
+    max_depth: int = 127
 
     @property
     def kind(self) -> Kind:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from bpflame import arguments
 from bpflame.bpf.privileges import require_privileges
-from bpflame.commands.recording import (
-    Request,
-    add_output,
-    add_targets,
-    record,
-)
+from bpflame.commands.recording import Request, add_output, add_targets, record
+from bpflame.commands.stacks import add_stacks, choose_unwind
 from bpflame.console import shorten
 from bpflame.output import PROFILE
 from bpflame.profilers.cpu import CpuOptions, prepare
@@ -43,6 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
     add_targets(parser.add_argument_group("whom to sample"))
     _add_sampling(parser.add_argument_group("how to sample"))
+    add_stacks(parser.add_argument_group("which stacks"))
     add_output(parser.add_argument_group("what to write"), "cpu")
 
 
@@ -65,9 +63,6 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         default="cpu-clock",
         help="cpu-clock works everywhere, cycles need a PMU (default: cpu-clock)",
     )
-    stacks = group.add_mutually_exclusive_group()
-    stacks.add_argument("-U", "--user-stacks", action="store_true", help="user stacks only")
-    stacks.add_argument("-K", "--kernel-stacks", action="store_true", help="kernel stacks only")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,9 +79,12 @@ def run(options: argparse.Namespace) -> int:
         idle=options.idle,
         threads=keep_all or options.by == "tid",
         cgroups=keep_all or options.by == "cgroup",
+        max_depth=options.max_depth,
     )
     chosen.check()
     require_privileges()
+    # Both events are interrupts: cycles one that cannot be masked, cpu-clock that of a timer.
+    chosen = dataclasses.replace(chosen, unwind=choose_unwind(request, interrupts=True))
 
     length = "" if options.duration is None else f" for {options.duration:g} s"
     first = (

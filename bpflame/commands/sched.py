@@ -11,6 +11,7 @@ from bpflame import arguments
 from bpflame.bpf.kallsyms import kernel_entries
 from bpflame.bpf.privileges import require_privileges
 from bpflame.commands.recording import Request, add_output, add_targets, record
+from bpflame.commands.stacks import add_stacks, choose_unwind
 from bpflame.console import shorten
 from bpflame.errors import UsageError
 from bpflame.output import PROFILE
@@ -55,6 +56,7 @@ def add_parser(commands: Any, question: Question) -> argparse.ArgumentParser:
     waits = parser.add_argument_group("which waits")
     _add_waits(waits)
     _add_shape(waits, question.name)
+    add_stacks(parser.add_argument_group("which stacks"))
     add_output(parser.add_argument_group("what to write"), question.name)
     return parser
 
@@ -65,7 +67,7 @@ def _add_waits(group: argparse._ArgumentGroup) -> None:
     add(
         "-m",
         "--min",
-        type=arguments.wait_length,
+        type=arguments.shortest_wait,
         metavar="TIME",
         default=0,
         help="shortest wait that counts: 100us, 1ms, 2s; a bare number is microseconds",
@@ -106,9 +108,6 @@ def _add_shape(group: argparse._ArgumentGroup, question: str) -> None:
             default=True,
             help="tell time blocked, in the run queue and preempted apart (default: yes)",
         )
-    stacks = group.add_mutually_exclusive_group()
-    stacks.add_argument("-U", "--user-stacks", action="store_true", help="user stacks only")
-    stacks.add_argument("-K", "--kernel-stacks", action="store_true", help="kernel stacks only")
     add("--check-stacks", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -135,6 +134,8 @@ def run(options: argparse.Namespace, question: str) -> int:
     request = Request.of(question, options)
     chosen = _chosen(request, options)
     require_privileges()
+    # Stacks are taken of tasks that switch or wake another, not of what an interrupt interrupted.
+    chosen = dataclasses.replace(chosen, unwind=choose_unwind(request, interrupts=False))
     if chosen.wakers and not kernel_entries().interrupts:
         request.console.warn(
             "the kernel hides its addresses: wakeups by interrupts go to the task that they stop"
@@ -167,5 +168,6 @@ def _chosen(request: Request, options: argparse.Namespace) -> SchedOptions:
         split=getattr(options, "split", True),
         whole_only=options.whole_only,
         sample=options.sample,
+        max_depth=options.max_depth,
         check=options.check_stacks,
     )
