@@ -8,7 +8,8 @@ from collections.abc import Mapping as Dict
 
 from bpflame.profile import Reason
 from bpflame.raw import FileKey
-from bpflame.symbolize.elf import BadElf, ElfImage
+from bpflame.symbolize.elf import ElfImage
+from bpflame.symbolize.elf_file import BadElf
 
 _DELETED = " (deleted)"
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK

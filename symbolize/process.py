@@ -10,7 +10,8 @@ import numpy as np
 
 from bpflame.profile import Frame, Reason
 from bpflame.raw import AbsoluteAddress, AddressSpace, FileKey, FileOffset
-from bpflame.symbolize.elf import BadElf, ElfImage
+from bpflame.symbolize.elf import ElfImage
+from bpflame.symbolize.elf_file import BadElf
 from bpflame.symbolize.images import Images, module_name
 
 _VSYSCALL = 0xFFFFFFFFFF600000  # arch/x86/include/uapi/asm/vsyscall.h

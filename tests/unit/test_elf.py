@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bpflame.symbolize.demangle import demangle
-from bpflame.symbolize.elf import BadElf, ElfImage
+from bpflame.symbolize.elf import ElfImage
+from bpflame.symbolize.elf_file import BadElf
 from tests.unit import elf_builder as elf
 from tests.unit.elf_builder import Section, Segment, Symbol
 
