@@ -24,15 +24,26 @@ WAITING = (
     "sleeper",
     "thread_life",
 )
+DEEP = ("deep", "deep_static", "deep_static_pie")
 PROGRAMS = (
     *VERIFIED,
     *WAITING,
+    *DEEP,
+    "callbacks",
     "exec_chain",
     "exec_chain_a",
     "exec_chain_b",
+    "fork_burn",
     "fork_storm",
+    "late_library",
     "many_stacks",
+    "odd_frames",
+    "throwing",
 )
+LIBRARIES = {
+    "late_library.c": ("liblate_first.so", "liblate_second.so"),
+    "odd_frames.c": ("libodd_frames.so",),
+}
 IN_WORDS = ("conserve.c", "thread_life.c")
 """Their truth is a sentence."""
 WITH_TRUTH = (
@@ -53,6 +64,15 @@ WITH_TRUTH = (
     "threads.c",
     "virtual_calls.cpp",
 )
+WITH_STACKS = (
+    "callbacks.c",
+    "deep.c",
+    "fork_burn.c",
+    "late_library.c",
+    "odd_frames.c",
+    "throwing.cpp",
+)
+"""Their headers promise stacks, not shares."""
 PARTIAL = {"fork_storm.c": 98, "pipeline.sh": 98}
 """Sums of truths that leave a rest which has no name of its own."""
 
@@ -68,6 +88,13 @@ def header_line(source: str, key: str) -> str | None:
 def shares(line: str) -> dict[str, int]:
     pairs = [word.rpartition("=") for word in line.split()]
     return {name: int(percent) for name, _, percent in pairs}
+
+
+def promised(source: str) -> list[list[str]]:
+    """The stacks of the lines ``stack: main -> ... -> leaf`` of a workload."""
+    head = (SOURCES / source).read_text(encoding="utf-8").splitlines()[:40]
+    lines = [line.removeprefix(" * stack: ") for line in head if line.startswith(" * stack: ")]
+    return [line.split(" -> ") for line in lines]
 
 
 def make(build: Path, *options: str) -> str:
@@ -103,7 +130,7 @@ def symbols(program: Path) -> dict[str, int]:
 
 def test_every_workload_is_listed_here() -> None:
     programs = {p.name for p in SOURCES.iterdir() if p.suffix in {".c", ".cpp", ".py", ".sh"}}
-    assert programs == {*WITH_TRUTH, *IN_WORDS}
+    assert programs == {*WITH_TRUTH, *IN_WORDS, *WITH_STACKS}
 
 
 @pytest.mark.parametrize("source", WITH_TRUTH)
@@ -131,7 +158,8 @@ def test_truth_in_words_is_there(source: str) -> None:
 
 def test_build_makes_every_program_once(build: Path) -> None:
     for kind in KINDS:
-        assert {p.name for p in (build / kind).iterdir()} == set(PROGRAMS)
+        libraries = {name for names in LIBRARIES.values() for name in names}
+        assert {p.name for p in (build / kind).iterdir()} == {*PROGRAMS, *libraries}
     assert "gcc" not in make(build)
 
 
@@ -176,7 +204,43 @@ def test_named_functions_are_in_the_symbol_table(build: Path, source: str) -> No
         assert wanted.keys() <= names
 
 
-@pytest.mark.parametrize("name", ["exec_chain", "exec_chain_a", "fork_storm", "three_paths"])
+@pytest.mark.parametrize("source", WITH_STACKS)
+def test_promised_functions_are_in_the_symbol_tables(build: Path, source: str) -> None:
+    stacks = promised(source)
+    files = (source.partition(".")[0], *LIBRARIES.get(source, ()))
+
+    assert stacks
+    assert all(stack[0] in {"main", "run_thread", "run_thread(int)"} for stack in stacks)
+    for kind in KINDS:
+        listed = [run("nm", "-C", build / kind / file).stdout for file in files]
+        names = {line.split(" ", 2)[-1] for text in listed for line in text.splitlines()}
+        assert {name for stack in stacks for name in stack} <= names
+
+
+@pytest.mark.parametrize("what", ["spin", "nanosleep", "futex", "read", "poll", "mixed"])
+def test_deep_does_it_at_the_bottom_of_many_threads(build: Path, what: str) -> None:
+    for name, bytes_ in zip(DEEP, ("16", "9000", "100"), strict=True):
+        start = time.monotonic()
+        done = run(
+            build / "nofp" / name, "0.2", "100", what, bytes_, "1" if what == "spin" else "9"
+        )
+        took = time.monotonic() - start
+        assert (done.returncode, done.stderr) == (0, "")
+        assert 0.15 < took < 0.2 * 3 + 1
+
+
+def test_deep_refuses_what_it_cannot_do(build: Path) -> None:
+    for arguments in [("0",), ("9", "dance"), ("9", "spin", "16", "1001")]:
+        assert run(build / "fp" / "deep", "0.1", *arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("callbacks", "deep", "exec_chain", "exec_chain_a", "fork_burn", "fork_storm"),
+        *("late_library", "odd_frames", "three_paths", "throwing"),
+    ],
+)
 def test_ends_on_time(build: Path, name: str) -> None:
     start = time.monotonic()
     done = run(build / "nofp" / name, "0.3")
