@@ -42,7 +42,7 @@ recording, or had not ended when it ended.
 
 
 class Reason(str, enum.Enum):
-    """Why a frame has no name. The value is shown to the user."""
+    """Why a frame is a stand-in without a name of its own. The value is shown to the user."""
 
     UNMAPPED = "address in no mapping"
     NO_MAPS = "process gone before its mappings were read"
@@ -53,6 +53,8 @@ class Reason(str, enum.Enum):
     RESTRICTED = "kernel addresses hidden (kptr_restrict)"
     NOT_RESOLVED = "symbolization was cut short"
     MISSING_STACK = "stack could not be read"
+    TRUNCATED = "stack is cut short: its callers are not known"
+    """In the place of the frames that are missing; the frames that are there have their names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

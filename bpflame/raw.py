@@ -123,6 +123,19 @@ class StackEnd(enum.IntEnum):
     """In a 32-bit program: walked along frame pointers."""
 
 
+TRUNCATED: Dict[StackEnd, str] = {
+    StackEnd.NO_MAPPING: "no mapping",
+    StackEnd.NO_TABLE: "no table",
+    StackEnd.UNREADABLE: "unreadable stack",
+    StackEnd.NOT_GROWING: "CFA not growing",
+    StackEnd.TOO_DEEP: "too deep",
+    StackEnd.UNSUPPORTED: "unsupported rule",
+    StackEnd.NOT_READY: "tables not ready",
+    StackEnd.NARROW: "32-bit program",
+}
+"""Why a user stack is not whole, for the user."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawWaker:
     """Who ended a wait.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bpflame.profile import PARTIAL, Metadata
 from bpflame.profilers.counting import Counts
 from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.target import Target, cgroup_names
-from bpflame.raw import Context, FileKey, RawProfile, RawSample
+from bpflame.raw import TRUNCATED, Context, FileKey, RawProfile, RawSample, RawWaker, StackEnd
 
 _ALWAYS = (names.LOST_SAMPLES, names.LOST_VALUE, names.LOST_STACKS, names.LOST_CHILDREN)
 _IF_ANY = (
@@ -89,6 +90,7 @@ def assemble(
                 **{name: total(name) for name in _IF_ANY if total(name)},
                 **counts.extra(),
                 **doubts,
+                **ends(samples),
                 **extra,
             },
         ),
@@ -103,6 +105,26 @@ def uncertain(samples: Sequence[RawSample]) -> dict[str, int]:
         ),
         "partial_ns": sum(s.value for s in samples if PARTIAL in s.waits),
     }
+
+
+def ends(samples: Sequence[RawSample]) -> dict[str, int]:
+    """How many user stacks are whole, and why the others are not; each counts its weight.
+
+    The stack of a waker counts as much as that of who waited.
+    """
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        parts: list[RawSample | RawWaker] = [sample]
+        parts += [waker for waker in sample.wakers if not waker.bare]
+        for part in parts:
+            if part.end is StackEnd.UNTOLD:
+                counts["untold_stacks"] += sample.value if part.user else 0
+                continue
+            why = TRUNCATED.get(part.end)
+            counts["user_stacks"] += sample.value
+            counts[f"truncated: {why}" if why else "complete_stacks"] += sample.value
+            counts["guessed_stacks"] += sample.value if part.guessed else 0
+    return {name: count for name, count in sorted(counts.items()) if count}
 
 
 def _read(path: str) -> bytes:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from bpflame.profile import Frame, FrameKind, Profile, Reason, Sample
-from bpflame.raw import AbsoluteAddress, RawProfile, RawSample, RawWaker
+from bpflame.raw import (
+    TRUNCATED,
+    AbsoluteAddress,
+    RawProfile,
+    RawSample,
+    RawWaker,
+    StackEnd,
+)
 from bpflame.symbolize.composer import Composer
 from bpflame.symbolize.images import Images
 from bpflame.symbolize.kernel import KernelSymbols, strip_own_glue
@@ -20,6 +27,11 @@ UNNAMED = "unnamed: "
 """Begins the names of the counters of frames without a name, by :class:`Reason`."""
 
 LOST = Frame("[stack lost]", unnamed=Reason.MISSING_STACK)
+
+CUT = {
+    end: Frame(f"[truncated: {why}]", unnamed=Reason.TRUNCATED) for end, why in TRUNCATED.items()
+}
+"""Stand where the outermost frames of a user stack are missing."""
 
 
 def symbolize(
@@ -98,10 +110,16 @@ class Names:
 
     def stack(self, part: RawSample | RawWaker) -> tuple[Frame, ...]:
         """The frames of a pair of stacks, root first: user code, then the kernel on its behalf."""
-        own = _connected(self.user[part.space, each] for each in _calls(part.user))
+        own = [self.user[part.space, each] for each in _calls(part.user)]
+        if part.end in _BY_FRAME_POINTER:
+            own = list(_connected(own))
+        cut = [CUT[part.end]] if part.end in CUT else []
         inner = strip_own_glue([self.kernel[each] for each in _calls(part.kernel)])
         lost = [LOST] if part.lost else []
-        return (*reversed(list(own)), *lost, *reversed(inner))
+        return (*cut, *reversed(own), *lost, *reversed(inner))
+
+
+_BY_FRAME_POINTER = (StackEnd.UNTOLD, StackEnd.NARROW)
 
 
 def _connected(frames: Iterable[Frame]) -> Iterator[Frame]:
@@ -123,7 +141,7 @@ def _account(samples: Iterable[Sample]) -> dict[str, int]:
     for sample in samples:
         counts["frames"] += sample.value * len(sample.stack)
         for frame in sample.stack:
-            if frame.unnamed is not None:
+            if frame.unnamed not in (None, Reason.TRUNCATED):
                 counts["unnamed_frames"] += sample.value
                 counts[UNNAMED + frame.unnamed.value] += sample.value
     return dict(counts)

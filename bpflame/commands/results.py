@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import IO
 
 from bpflame.flamegraph.units import format_value
@@ -16,13 +17,17 @@ _NO_SAMPLES = {
     "wakeup": "nobody woke anything of what was asked for in that time",
 }
 _NO_WAITS = "nothing of what was asked for waited in that time"
-_UNNAMED = "unnamed: "
+_UNNAMED, _TRUNCATED = "unnamed: ", "truncated: "
 # Counters, and what the audit line says of them: numbers, and shares of the time.
 _EVENTS = (
     ("lost_stacks", "stacks without room"),
     ("lost_threads", "threads without room"),
     ("lost_wakers", "wakers without room"),
     ("lost_mappings", "mapping records lost"),
+    ("dropped_copies", "stack copies without room"),
+    ("crowded_processes", "processes with more mappings than fit"),
+    ("table_room", "unwind tables without room"),
+    ("files_without_table", "files without an unwind table"),
     ("lost_children", "new processes not followed"),
     ("missed_ends", "waits whose end was not seen"),
     ("negative_waits", "waits of negative length dropped"),
@@ -102,23 +107,54 @@ def audit(profile: Profile) -> str:
         for name, text in _SHARES
         if count.get(name) and profile.total
     ]
-    parts.append(_unnamed(profile))
+    parts += [*_unwound(count), _unnamed(count)]
     return "; ".join(parts)
 
 
-def _unnamed(profile: Profile) -> str:
-    count = profile.meta.counters
+def _unwound(count: Mapping[str, int]) -> list[str]:
+    """How user stacks ended."""
+    told, untold = count.get("user_stacks", 0), count.get("untold_stacks", 0)
+    whole, guessed = count.get("complete_stacks", 0), count.get("guessed_stacks", 0)
+    parts = []
+    if told and whole == told:
+        parts.append("all user stacks whole")
+    elif told:
+        why = _reasons(count, _TRUNCATED, told)
+        parts.append(f"{_share(whole, told)} of user stacks whole ({why})")
+    if guessed:
+        parts.append(
+            f"{_share(guessed, told)} with frames by frame pointer"
+            " (JIT code, code without unwind tables)"
+        )
+    if untold:
+        share = f"{_share(untold, told + untold)} of " if told else ""
+        parts.append(f"{share}user stacks along frame pointers")
+    return parts
+
+
+def _unnamed(count: Mapping[str, int]) -> str:
     frames, unnamed = count.get("frames", 0), count.get("unnamed_frames", 0)
     if not unnamed:
         return "all frames named"
-    reasons = {
-        name.removeprefix(_UNNAMED): value
-        for name, value in count.items()
-        if name.startswith(_UNNAMED)
+    why = _reasons(count, _UNNAMED, frames)
+    return f"{_share(unnamed, frames)} of frames without a name ({why})"
+
+
+def _reasons(count: Mapping[str, int], prefix: str, whole: int) -> str:
+    """The two greatest counters that begin with ``prefix``, as shares."""
+    found = {
+        name.removeprefix(prefix): value for name, value in count.items() if name.startswith(prefix)
     }
-    top = sorted(reasons, key=lambda reason: (-reasons[reason], reason))[:2]
-    why = ", ".join(f"{reason}: {reasons[reason] / frames:.1%}" for reason in top)
-    return f"{unnamed / frames:.1%} of frames without a name ({why})"
+    top = sorted(found, key=lambda reason: (-found[reason], reason))[:2]
+    return ", ".join(f"{reason}: {_share(found[reason], whole)}" for reason in top)
+
+
+def _share(part: int, whole: int) -> str:
+    """A percentage; what is neither none nor all does not read so."""
+    text = f"{part / whole:.1%}"
+    if text == "0.0%" and part:
+        return "<0.1%"
+    return ">99.9%" if text == "100.0%" and part < whole else text
 
 
 def summary(profile: Profile, output: Output, exit_code: int) -> dict[str, object]:

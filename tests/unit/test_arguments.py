@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpflame import arguments
-from bpflame.commands import sched
+from bpflame.commands import sched, stacks
 from bpflame.profilers.sched import MAX_WAKERS
 
 
@@ -47,6 +47,19 @@ def test_what_is_no_length_of_time_is_named(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not a length of time") as caught:
         arguments.wait_length(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0", "0us", "0ms", "0s"])
+def test_a_wait_of_no_length_is_no_minimum_and_no_maximum(text: str) -> None:
+    assert arguments.shortest_wait(text) == 0
+    with pytest.raises(argparse.ArgumentTypeError, match="not a length of time"):
+        arguments.wait_length(text)
+
+
+def test_the_shortest_wait_is_a_length_of_time_like_another() -> None:
+    assert arguments.shortest_wait("10") == 10_000
+    with pytest.raises(argparse.ArgumentTypeError, match="not a length of time: '0x'"):
+        arguments.shortest_wait("0x")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("1.5", 1.5), ("500ms", 0.5)])
@@ -109,3 +122,16 @@ def test_what_is_no_depth_is_named(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not a depth from 1 to 16") as caught:
         sched.depth(text)
     assert repr(text) in str(caught.value)
+
+
+def test_all_numbers_of_frames_within_the_bounds_are_taken() -> None:
+    assert [stacks.max_depth(str(n)) for n in range(1, 512)] == [*range(1, 512)]
+
+
+@pytest.mark.parametrize("text", ["", "0", "512", "-1", "+1", "1.0", "x", "²", "0127", "99999999"])
+def test_what_is_no_number_of_frames_is_named(text: str) -> None:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="not a number of frames from 1 to 511"
+    ) as bad:
+        stacks.max_depth(text)
+    assert repr(text) in str(bad.value)

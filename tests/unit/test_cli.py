@@ -33,6 +33,17 @@ def test_help_tells_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a bare number is microseconds" in text
 
 
+@pytest.mark.parametrize("command", ["cpu", *WAITS])
+def test_help_tells_how_user_stacks_are_unwound(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--unwind {auto,dwarf,fp}" in text
+    assert "up to 511 (default: 127)" in text
+
+
 @pytest.mark.parametrize("command", WAITS)
 def test_help_shows_the_options_that_a_command_has(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -66,6 +77,9 @@ def test_help_shows_the_options_that_a_command_has(
         (["chain", "--depth", "17"], "--depth: not a depth from 1 to 16: '17'"),
         (["chain", "--depth", "x"], "--depth: not a depth from 1 to 16: 'x'"),
         (["offcpu", "-F", "99"], "unknown option: -F"),
+        (["cpu", "--unwind", "orc"], "--unwind: invalid choice: 'orc'"),
+        (["cpu", "--max-depth", "0"], "--max-depth: not a number of frames from 1 to 511: '0'"),
+        (["cpu", "-U", "-K"], "-K/--kernel-stacks: not allowed with argument -U/--user-stacks"),
         (["offcpu", "ls"], "put -- before it"),
     ],
 )
@@ -94,6 +108,9 @@ def test_wrong_usage_is_exit_2(
         (["-U", "-K"], "-K/--kernel-stacks: not allowed with argument -U/--user-stacks"),
         (["-m", "2ms", "-M", "1ms"], "-M is less than -m"),
         (["-m", "2", "-M", "1us"], "-M is less than -m"),
+        (["--unwind", "orc"], "--unwind: invalid choice: 'orc'"),
+        (["--max-depth", "512"], "--max-depth: not a number of frames from 1 to 511: '512'"),
+        (["-M", "0"], "-M/--max: not a length of time: '0'"),
         (["-m", "soon"], "-m/--min: not a length of time: 'soon'"),
         (["-M", "-1"], "-M"),
         (["--state", "X"], "--state: not a state: 'X'"),

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from bpflame.profile import Frame, FrameKind, Metadata, Profile, Reason, Task
-from bpflame.raw import AbsoluteAddress, Context, RawProfile, RawSample, RawWaker
+from bpflame.raw import AbsoluteAddress, Context, RawProfile, RawSample, RawWaker, StackEnd
 from bpflame.symbolize.composer import IRQ, SOFTIRQ, TIMER, Composer, interrupt
 from bpflame.symbolize.resolve import LOST, symbolize
 
@@ -277,3 +277,19 @@ def test_wakers_without_names_are_counted_like_waiters() -> None:
     found = symbolized()
     assert found.meta.counters[f"unnamed: {Reason.MISSING_STACK.value}"] == 5
     assert [f.unnamed for f in found.samples[0].stack if f.name == LOST.name] == [LOST.unnamed]
+
+
+def test_what_is_missing_of_a_waker_is_missing_where_its_root_would_be() -> None:
+    near = RawWaker(Context.TASK, NEAR, kernel=kernel(0x310), end=StackEnd.TOO_DEEP)
+    one = RawSample(WAITER, None, (), kernel(0x210), False, 5, (), (near,), StackEnd.NO_TABLE)
+    for kind, names in (
+        ("offwake", ["[truncated: no table]", "do_read", "--",
+                     "do_write", "[truncated: too deep]", "near"]),
+        ("wakeup", ["[truncated: too deep]", "do_write", "waiter"]),
+    ):  # fmt: skip
+        found = symbolize(RawProfile(kind, "ns", (one,), {}, KALLSYMS, b"", Metadata()))
+        assert [each.name for each in found.samples[0].stack] == names
+        cut = [each for each in found.samples[0].stack if each.unnamed is Reason.TRUNCATED]
+        assert [each.name for each in cut] == [each for each in names if "truncated" in each]
+        assert "unnamed_frames" not in found.meta.counters
+    assert cut[0].kind is FrameKind.USER

@@ -19,8 +19,9 @@ from bpflame.raw import (
     Mapping,
     RawProfile,
     RawSample,
+    StackEnd,
 )
-from bpflame.symbolize.resolve import LOST, symbolize
+from bpflame.symbolize.resolve import CUT, LOST, symbolize
 
 TASK = Task(7, 0, "app")
 KALLSYMS = b"""\
@@ -48,10 +49,11 @@ def sample(
     mappings: list[Mapping] | None = None,
     lost: bool = False,
     value: int = 1,
+    end: StackEnd = StackEnd.UNTOLD,
 ) -> RawSample:
     space = None if mappings is None else AddressSpace(7, 0, mappings)
     as_addresses = [tuple(map(AbsoluteAddress, stack)) for stack in (user, kernel)]
-    return RawSample(TASK, space, as_addresses[0], as_addresses[1], lost, value)
+    return RawSample(TASK, space, as_addresses[0], as_addresses[1], lost, value, end=end)
 
 
 def mapping(path: str, start: int = 0x1000, build_id: bytes = b"", inode: int = 0) -> Mapping:
@@ -158,6 +160,64 @@ def test_a_stack_ends_where_the_walk_went_astray() -> None:
     address, mappings = own_function()
     astray = sample((address, 0x33, address, 0x44, address), mappings=mappings)
     assert names(profile(astray)) == ["[unmapped]", "qsort"]
+
+
+@pytest.mark.parametrize(
+    ("end", "name"),
+    [
+        (StackEnd.NO_MAPPING, "[truncated: no mapping]"),
+        (StackEnd.NO_TABLE, "[truncated: no table]"),
+        (StackEnd.UNREADABLE, "[truncated: unreadable stack]"),
+        (StackEnd.NOT_GROWING, "[truncated: CFA not growing]"),
+        (StackEnd.TOO_DEEP, "[truncated: too deep]"),
+        (StackEnd.UNSUPPORTED, "[truncated: unsupported rule]"),
+        (StackEnd.NOT_READY, "[truncated: tables not ready]"),
+        (StackEnd.NARROW, "[truncated: 32-bit program]"),
+    ],
+)
+def test_a_stack_that_is_not_whole_says_so_at_its_root(end: StackEnd, name: str) -> None:
+    address, mappings = own_function()
+    found = profile(sample((address,), (0xFFFFFFFF81000120,), mappings, end=end)).samples[0].stack
+    assert [frame.name for frame in found] == [name, "qsort", "do_work"]
+    assert (found[0].kind, found[0].unnamed) == (FrameKind.USER, Reason.TRUNCATED)
+
+
+def test_also_where_nothing_of_it_could_be_taken() -> None:
+    found = profile(sample((), (0xFFFFFFFF81000120,), end=StackEnd.NOT_READY))
+    assert names(found) == ["[truncated: tables not ready]", "do_work"]
+
+
+@pytest.mark.parametrize("end", [StackEnd.UNTOLD, StackEnd.COMPLETE])
+def test_what_is_whole_or_cannot_tell_is_left_as_it_is(end: StackEnd) -> None:
+    address, mappings = own_function()
+    assert names(profile(sample((address,), mappings=mappings, end=end))) == ["qsort"]
+    assert names(profile(sample((), (0xFFFFFFFF81000120,), end=end))) == ["do_work"]
+
+
+def test_of_a_walk_by_tables_nothing_is_cut() -> None:
+    """Code in no mapping that such a walk went through was unmapped since."""
+    address, mappings = own_function()
+    stack = (address, 0x33, address + 4)
+    whole = sample(stack, mappings=mappings, end=StackEnd.COMPLETE)
+    assert names(profile(whole)) == ["qsort", "[unmapped]", "qsort"]
+    cut = sample(stack, mappings=mappings, end=StackEnd.NO_TABLE)
+    assert names(profile(cut)) == ["[truncated: no table]", "qsort", "[unmapped]", "qsort"]
+    narrow = sample(stack, mappings=mappings, end=StackEnd.NARROW)
+    assert names(profile(narrow)) == ["[truncated: 32-bit program]", "[unmapped]", "qsort"]
+
+
+def test_an_interrupted_instruction_is_found_where_it_is() -> None:
+    """It comes as its address + 1, like a call: the first of a function belongs to that."""
+    address, mappings = own_function()
+    handled = sample((address, address + 1), mappings=mappings, end=StackEnd.COMPLETE)
+    assert names(profile(handled)) == ["qsort", "qsort"]
+
+
+def test_a_frame_for_what_is_missing_is_not_one_without_a_name() -> None:
+    address, mappings = own_function()
+    found = profile(sample((address,), mappings=mappings, value=5, end=StackEnd.TOO_DEEP))
+    assert found.samples[0].stack[0] == CUT[StackEnd.TOO_DEEP]
+    assert dict(found.meta.counters) == {"frames": 10}
 
 
 def test_our_own_glue_is_cut_and_that_of_others_is_not() -> None:
