@@ -16,6 +16,7 @@ _QUESTION = sched.Question(
     """\
   bpflame offcpu -p 1234 -d 10             where one process waits
   bpflame offcpu -m 1ms --state S,D -d 10  what blocks for 1 ms or longer
+  bpflame offcpu -p 1234 --max-depth 500   a program that calls itself deeply
   bpflame offcpu -- ./server --once        a command and all that it starts
 """,
 )

@@ -15,7 +15,8 @@ _QUESTION = sched.Question(
     "woke them: the waiter below, the waker above the line, turned round, so that\n"
     "the two leaves meet.",
     """\
-  bpflame offwake -p 1234 -d 10    one process, and whoever ends its waits
+  bpflame offwake -p 1234 -d 10         one process, and whoever ends its waits
+  bpflame offwake -p 1234 --unwind fp   where all is built with frame pointers
   bpflame offwake -- sh -c 'tar cf - /usr/share/doc | gzip > /dev/null'
 """,
 )
