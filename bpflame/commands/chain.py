@@ -15,7 +15,7 @@ _QUESTION = sched.Question(
     "to --depth. Interrupts end a chain: [timer], [irq], [softirq].",
     """\
   bpflame chain -p 1234 -d 10              what a process waits for in the end
-  bpflame chain -p 1234 --unwind fp        where all is built with frame pointers
+  bpflame chain -p 1234 --unwind fp        where everything has frame pointers
   bpflame chain --depth 4 -- ./pipeline    a command and all that it starts
 """,
 )

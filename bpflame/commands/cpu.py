@@ -20,7 +20,7 @@ examples:
   bpflame cpu -p 1234 -o app.svg         one process, until Ctrl-C
   bpflame cpu -F 999 -- ./server --once  a command and all that it starts
   bpflame cpu -p 1234 --max-depth 500    a program that calls itself deeply
-  bpflame cpu --unwind fp -d 10          where all is built with frame pointers
+  bpflame cpu --unwind fp -d 10          where everything has frame pointers
   bpflame cpu -d 10 -o - | grep malloc   folded stacks for other tools
   bpflame cpu -d 10 -o run.bpflame       keep the recording, draw it later:
   bpflame render run.bpflame --by pid -o run.svg

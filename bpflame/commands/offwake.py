@@ -16,7 +16,7 @@ _QUESTION = sched.Question(
     "the two leaves meet.",
     """\
   bpflame offwake -p 1234 -d 10         one process, and whoever ends its waits
-  bpflame offwake -p 1234 --unwind fp   where all is built with frame pointers
+  bpflame offwake -p 1234 --unwind fp   where everything has frame pointers
   bpflame offwake -- sh -c 'tar cf - /usr/share/doc | gzip > /dev/null'
 """,
 )

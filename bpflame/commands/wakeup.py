@@ -16,7 +16,7 @@ _QUESTION = sched.Question(
     """\
   bpflame wakeup -d 10             who wakes whom, on the whole system
   bpflame wakeup -p 1234 -d 10     who wakes the threads of one process
-  bpflame wakeup --unwind fp       where all is built with frame pointers
+  bpflame wakeup --unwind fp       where everything has frame pointers
 """,
 )
 
