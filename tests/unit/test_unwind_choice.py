@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import platform
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bpflame import system
 from bpflame.bpf import freeze
 from bpflame.bpf.btf import Btf
-from bpflame.cli import parser
-from bpflame.commands import stacks
+from bpflame.cli import main, parser
+from bpflame.commands import cpu, sched, stacks
 from bpflame.errors import BpflameError, UsageError
 from bpflame.profilers import unwind_choice
 from bpflame.profilers.unwind_choice import Unwind, choose
@@ -155,6 +157,28 @@ def test_every_recording_command_has_the_options(command: str) -> None:
     assert (options.unwind, options.max_depth) == ("auto", 127)
     options = Request(command, "--unwind", "fp", "--max-depth", "511").options
     assert (options.unwind, options.max_depth) == ("fp", 511)
+
+
+@pytest.mark.parametrize("freezes", [False, True])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_chosen_reaches_the_recorder(
+    command: str, freezes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only samples are taken in interrupts, so only these are not to be had if that can freeze."""
+    pretend(monkeypatch, freezes=freezes)
+    monkeypatch.chdir(tmp_path)
+    chosen: list[Any] = []
+    for module in (cpu, sched):
+        monkeypatch.setattr(module, "require_privileges", lambda: None)
+        monkeypatch.setattr(module, "prepare", chosen.append)
+        monkeypatch.setattr(module, "record", lambda request, first, prepare: prepare() or 0)
+    assert main([command]) == 0
+    assert main([command, "--unwind", "fp", "--max-depth", "9"]) == 0
+    assert main([command, "--unwind", "dwarf"]) == (2 if freezes and command == "cpu" else 0)
+    auto = Unwind.FP if freezes and command == "cpu" else Unwind.DWARF
+    found = [(each.unwind, each.max_depth) for each in chosen]
+    assert found[:2] == [(auto, 127), (Unwind.FP, 9)]
+    assert found[2:] == ([] if auto is Unwind.FP else [(Unwind.DWARF, 127)])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
