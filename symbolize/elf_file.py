@@ -179,7 +179,7 @@ class ElfFile:
         loads = self.segments[self.segments["type"] == PT_LOAD]
         loads = loads[(loads["flags"] & PF_X != 0) & (loads["filesz"] > 0)]
         for start, size in sorted((int(row["vaddr"]), int(row["filesz"])) for row in loads):
-            if start + size > 2**63:
+            if start + size > 2**62:
                 raise BadElf(self.path, f"a segment at {start:#x}")
             if merged and start <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(merged[-1][1], start + size))

@@ -1,0 +1,233 @@
+"""The rows of all FDEs: from which address on which rule holds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpflame.bpf.unwind import lockstep
+from bpflame.bpf.unwind.cfa import (
+    FOREIGN,
+    KIND,
+    RA,
+    RA_BELOW_CFA,
+    RA_UNDEFINED,
+    SIGNAL,
+    TOO_FAR,
+    Machine,
+    NeedsAddress,
+    program_start,
+)
+from bpflame.bpf.unwind.cie import Unsound
+from bpflame.bpf.unwind.eh_frame import Fdes
+from bpflame.bpf.unwind.rules import Bp, Cfa
+from bpflame.symbolize.elf_file import BadElf, ElfFile
+
+Ints = NDArray[np.int64]
+
+_MAX_PROGRAM = 1 << 16
+"""Ten times the longest that was found. The numpy loop takes a step for each byte at worst."""
+_MAX_SINGLY = 4 << 20
+"""Bytes of programs to run one by one, 0.5 us each. Real files need some thousand."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrameRows:
+    """Rows of FDEs, sorted by address.
+
+    Attributes:
+        address: Virtual; shape (rows,).
+        rule: Index into ``rules``; shape (rows,).
+        rules: u64, distinct.
+        begin: Of each FDE that has rows; shape (FDEs,).
+        end: Likewise.
+    """
+
+    address: Ints
+    rule: Ints
+    rules: NDArray[np.uint64]
+    begin: Ints
+    end: Ints
+
+
+def frame_rows(elf: ElfFile, fdes: Fdes) -> FrameRows:
+    """Runs the programs of all FDEs; one that is unsound costs the rows of its own FDEs.
+
+    Raises:
+        BadElf: There are too many rows or odd programs.
+    """
+    programs = _Programs(elf, fdes)
+    runs = programs.run()
+    number, rules = _rules(runs.state)
+    count = runs.count[programs.of_fde]
+    if count.sum() > lockstep.MAX_ROWS:
+        raise BadElf(elf.path, f"{count.sum()} rows of call frame information")
+    # Where each FDE's rows are among those of the programs, less where they come here.
+    shift = runs.first[programs.of_fde] - (np.cumsum(count) - count)
+    place = np.repeat(shift, count)
+    place += np.arange(len(place))
+    address = np.repeat(fdes.begin, count) + runs.location[place]
+    inside = address < np.repeat(fdes.end, count)
+    has = count > 0
+    return FrameRows(address[inside], number[place[inside]], rules, fdes.begin[has], fdes.end[has])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Runs:
+    """What the programs came to: rows ``first[p]`` to ``first[p] + count[p]`` are program p's."""
+
+    first: Ints
+    count: Ints
+    location: Ints
+    state: Ints
+
+
+class _Programs:
+    """The distinct programs of a file, by CIE and bytes."""
+
+    def __init__(self, elf: ElfFile, fdes: Fdes) -> None:
+        self._elf, self._fdes = elf, fdes
+        self._budget = _MAX_SINGLY
+        self._initial: list[int | None] = []
+        for cie in fdes.cies:
+            self._spend(len(cie.program))
+            try:
+                self._initial.append(program_start(cie))
+            except (Unsound, NeedsAddress):
+                self._initial.append(None)
+        data = fdes.data
+        numbers: list[dict[bytes, int]] = [{} for _ in fdes.cies]
+        self._bytes: list[bytes] = []
+        self._cie: list[int] = []
+        of_fde: list[int] = []
+        for cie, first, last in zip(
+            fdes.cie.tolist(), fdes.first.tolist(), fdes.last.tolist(), strict=True
+        ):
+            program = data[first:last].rstrip(b"\0")  # nops, or operands, which the padding gives
+            known = numbers[cie]
+            number = known.get(program)
+            if number is None:
+                number = known[program] = len(self._bytes)
+                self._bytes.append(program)
+                self._cie.append(cie)
+            of_fde.append(number)
+        self.of_fde = np.array(of_fde, np.int64)
+
+    def run(self) -> _Runs:
+        """The rows of all programs; raises BadElf."""
+        together: list[int] = []
+        singly: list[int] = []
+        for number, (program, cie) in enumerate(zip(self._bytes, self._cie, strict=True)):
+            if self._initial[cie] is None or len(program) > _MAX_PROGRAM:
+                continue
+            (together if lockstep.plain(self._fdes.cies[cie]) else singly).append(number)
+        initial = np.array([self._initial[self._cie[each]] for each in together], np.int64)
+        try:
+            rows, rare = lockstep.run([self._bytes[each] for each in together], initial)
+        except lockstep.TooManyRows as error:
+            raise BadElf(self._elf.path, "too many rows of call frame information") from error
+        found = self._run_singly(singly + [together[index] for index in rare])
+        single = np.array([row for each in found.values() for row in each], np.int64)
+        single = single.reshape(-1, 2)
+        first, count = np.zeros((2, len(self._bytes)), np.int64)
+        first[together], count[together] = np.cumsum(rows.count) - rows.count, rows.count
+        alone = list(found)
+        count[alone] = [len(each) for each in found.values()]
+        first[alone] = len(rows.state) + np.cumsum(count[alone]) - count[alone]
+        return _Runs(
+            first,
+            count,
+            np.concatenate((rows.location, single[:, 0])),
+            np.concatenate((rows.state, single[:, 1])),
+        )
+
+    def _run_singly(self, programs: list[int]) -> dict[int, list[tuple[int, int]]]:
+        """Rows by number of the program; new numbers for those that depend on their FDE."""
+        found = {}
+        for number in programs:
+            try:
+                found[number] = self._machine(number, self._bytes[number]).run()
+            except Unsound:
+                continue
+            except NeedsAddress:
+                for fde in np.flatnonzero(self.of_fde == number).tolist():
+                    self._run_in_place(number, fde, found)
+        return found
+
+    def _run_in_place(self, number: int, fde: int, found: dict[int, list[tuple[int, int]]]) -> None:
+        fdes = self._fdes
+        program, own = self._bytes[number], len(self._bytes)
+        address = fdes.address + int(fdes.first[fde])
+        machine = self._machine(number, program, address, int(fdes.begin[fde]))
+        try:
+            found[own] = machine.run()
+        except Unsound:
+            return
+        self._bytes.append(program)
+        self._cie.append(self._cie[number])
+        self.of_fde[fde] = own
+
+    def _machine(self, number: int, program: bytes, address: int = 0, begin: int = -1) -> Machine:
+        self._spend(len(program))
+        cie = self._cie[number]
+        initial = self._initial[cie]
+        if initial is None:
+            raise Unsound("a program of an unsound CIE")
+        return Machine(program, self._fdes.cies[cie], initial, address, begin)
+
+    def _spend(self, size: int) -> None:
+        self._budget -= size
+        if self._budget < 0:
+            raise BadElf(self._elf.path, "too many odd programs in .eh_frame")
+
+
+def _rules(state: Ints) -> tuple[Ints, NDArray[np.uint64]]:
+    """The rule of each state: its number, and the rules, which are distinct."""
+    state_number, states = distinct(state)
+    rules, rule_number = np.unique(_to_rules(states), return_inverse=True)
+    return rule_number.reshape(-1)[state_number], rules
+
+
+def _to_rules(state: Ints) -> NDArray[np.uint64]:
+    """Rules as :func:`bpflame.bpf.unwind.rules.pack` makes them; shape (n,)."""
+    kind, bp_kind = state & KIND, state >> 8 & 3
+    bp_offset, cfa_offset = state << 32 >> 48, state >> 32
+    # A slot below rsp was popped: rbp is the caller's again, though compilers do not say so.
+    popped = (kind == Cfa.SP) & (bp_kind == Bp.AT_CFA) & (bp_offset < -cfa_offset)
+    with_offset = (bp_kind == Bp.AT_CFA) | (bp_kind == Bp.AT_BP)
+    slot = np.where(with_offset, bp_kind << 8 | (bp_offset & 0xFFFF) << 16, bp_kind << 8)
+    slot[popped] = Bp.SAME << 8
+    rule = kind | slot | cfa_offset << 32
+    rule[(kind == Cfa.UNSUPPORTED) | (cfa_offset == TOO_FAR)] = Cfa.UNSUPPORTED
+    rule[state & RA != RA_BELOW_CFA] = Cfa.UNSUPPORTED
+    rule[state & FOREIGN != 0] = Cfa.UNSUPPORTED
+    rule[state & RA == RA_UNDEFINED] = Cfa.END
+    rule[state & SIGNAL != 0] = Cfa.SIGNAL
+    return rule.view(np.uint64)
+
+
+def distinct(values: Ints) -> tuple[Ints, Ints]:
+    """As np.unique with return_inverse, without an order, and without sorting most of the time.
+
+    Returns:
+        The number of each value, and the distinct values.
+    """
+    # Multiplied by 2^64 over the golden ratio, 16 bits from the top: a slot for each value.
+    slot = ((values.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).view(
+        np.int64
+    )
+    holder = np.zeros(1 << 16, np.int64)
+    holder[slot] = values
+    number = np.full(1 << 16, -1, np.int64)
+    number[slot] = 0
+    used = np.flatnonzero(number == 0)
+    number[used] = np.arange(len(used))
+    result = number[slot]
+    crowded = np.flatnonzero(holder[slot] != values)
+    if not crowded.size:
+        return result, holder[used]
+    more, inverse = np.unique(values[crowded], return_inverse=True)
+    result[crowded] = inverse.reshape(-1) + len(used)
+    return result, np.concatenate((holder[used], more))

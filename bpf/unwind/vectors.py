@@ -1,0 +1,42 @@
+"""Numbers at many places of a buffer at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def unaligned(data: bytes, kind: str) -> NDArray[Any]:
+    """A view of data as a number at each byte, so that ``view[n]`` is the number at byte n."""
+    width = np.dtype(kind).itemsize
+    view: NDArray[Any] = np.ndarray((max(len(data) - width + 1, 0),), kind, data, strides=(1,))
+    return view
+
+
+def uleb(
+    data: NDArray[np.uint8], position: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Reads an unsigned LEB128 of at most ten bytes at each position.
+
+    Args:
+        data: With ten bytes after the last position.
+        position: Shape (n,).
+
+    Returns:
+        The numbers, of which bits from 62 on are dropped, and the positions after them.
+    """
+    value = data[position].astype(np.int64)
+    after = position + 1
+    more = np.flatnonzero(value >= 0x80)
+    value[more] &= 0x7F
+    for shift in range(7, 70, 7):
+        if not more.size:
+            break
+        byte = data[after[more]].astype(np.int64)
+        after[more] += 1
+        if shift < 62:
+            value[more] |= (byte & 0x7F) << shift & (1 << 62) - 1
+        more = more[byte >= 0x80]
+    return value, after
