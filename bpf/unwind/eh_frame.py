@@ -132,11 +132,13 @@ def _entries(elf: ElfFile, content: _Content) -> tuple[Ints, bool]:
     starts: list[int] = []
     position = 0
     length_at = struct.Struct("<I").unpack_from
-    while position + 4 <= size:
+    for _ in range(_MAX_ENTRIES):
+        if position + 4 > size:
+            return np.array(starts, np.int64), True
         (length,) = length_at(data, position)
         if length == 0:  # a terminator, in the middle where a linker has put files together
             if not content.bounded:
-                break
+                return np.array(starts, np.int64), True
             position += 4
             continue
         end = position + 4 + length
@@ -145,10 +147,8 @@ def _entries(elf: ElfFile, content: _Content) -> tuple[Ints, bool]:
         if length < 4 or end > size:
             return np.array(starts, np.int64), False
         starts.append(position)
-        if len(starts) > _MAX_ENTRIES:
-            raise BadElf(elf.path, f"more than {_MAX_ENTRIES} entries in .eh_frame")
         position = end
-    return np.array(starts, np.int64), True
+    raise BadElf(elf.path, f"more than {_MAX_ENTRIES} entries in .eh_frame")
 
 
 def _decode(elf: ElfFile, content: _Content, starts: Ints) -> Fdes:

@@ -92,37 +92,41 @@ class _Programs:
         self._budget = _MAX_SINGLY
         self._initial: list[int | None] = []
         for cie in fdes.cies:
-            self._spend(len(cie.program))
+            self._spend(1 + len(cie.program))
             try:
                 self._initial.append(program_start(cie))
             except (Unsound, NeedsAddress):
                 self._initial.append(None)
-        data = fdes.data
-        numbers: list[dict[bytes, int]] = [{} for _ in fdes.cies]
         self._bytes: list[bytes] = []
         self._cie: list[int] = []
-        of_fde: list[int] = []
-        for cie, first, last in zip(
-            fdes.cie.tolist(), fdes.first.tolist(), fdes.last.tolist(), strict=True
-        ):
-            program = data[first:last].rstrip(b"\0")  # nops, or operands, which the padding gives
-            known = numbers[cie]
-            number = known.get(program)
-            if number is None:
-                number = known[program] = len(self._bytes)
-                self._bytes.append(program)
-                self._cie.append(cie)
-            of_fde.append(number)
-        self.of_fde = np.array(of_fde, np.int64)
+        self.of_fde: Ints = np.zeros(len(fdes), np.int64)
+        by_cie = np.argsort(fdes.cie, kind="stable")
+        for which in np.split(by_cie, np.flatnonzero(np.diff(fdes.cie[by_cie])) + 1):
+            if which.size:
+                self._number(which)
+
+    def _number(self, which: Ints) -> None:
+        """Gives the programs of FDEs, all of one CIE, their numbers."""
+        data, first, last = self._fdes.data, self._fdes.first[which], self._fdes.last[which]
+        # Zeros at the end are nops, or operands, for which the padding stands in.
+        programs = [
+            data[start:end].rstrip(b"\0")
+            for start, end in zip(first.tolist(), last.tolist(), strict=True)
+        ]
+        distinct_programs = dict.fromkeys(programs)
+        numbers = dict(zip(distinct_programs, range(len(self._bytes), 1 << 62), strict=False))
+        self.of_fde[which] = [numbers[program] for program in programs]
+        self._bytes.extend(distinct_programs)
+        self._cie.extend([int(self._fdes.cie[which[0]])] * len(distinct_programs))
 
     def run(self) -> _Runs:
         """The rows of all programs; raises BadElf."""
-        together: list[int] = []
-        singly: list[int] = []
-        for number, (program, cie) in enumerate(zip(self._bytes, self._cie, strict=True)):
-            if self._initial[cie] is None or len(program) > _MAX_PROGRAM:
-                continue
-            (together if lockstep.plain(self._fdes.cies[cie]) else singly).append(number)
+        cie = np.array(self._cie, np.int64)
+        short = np.fromiter(map(len, self._bytes), np.int64, len(cie)) <= _MAX_PROGRAM
+        short &= np.array([each is not None for each in self._initial], np.bool_)[cie]
+        plain = np.array([lockstep.plain(each) for each in self._fdes.cies], np.bool_)[cie]
+        together = np.flatnonzero(short & plain).tolist()
+        singly = np.flatnonzero(short & ~plain).tolist()
         initial = np.array([self._initial[self._cie[each]] for each in together], np.int64)
         try:
             rows, rare = lockstep.run([self._bytes[each] for each in together], initial)
@@ -152,6 +156,7 @@ class _Programs:
             except Unsound:
                 continue
             except NeedsAddress:
+                self._spend(len(self.of_fde) >> 8)
                 for fde in np.flatnonzero(self.of_fde == number).tolist():
                     self._run_in_place(number, fde, found)
         return found
@@ -170,7 +175,7 @@ class _Programs:
         self.of_fde[fde] = own
 
     def _machine(self, number: int, program: bytes, address: int = 0, begin: int = -1) -> Machine:
-        self._spend(len(program))
+        self._spend(1 + len(program))
         cie = self._cie[number]
         initial = self._initial[cie]
         if initial is None:

@@ -132,8 +132,8 @@ class _Lockstep:
         kind = _CLASS[operation]
         self._position += 1
         leaves: NDArray[np.bool_] | None = None
-        for each in np.flatnonzero(np.bincount(kind)).tolist():
-            which = np.flatnonzero(kind == each)
+        for each in np.bincount(kind).nonzero()[0].tolist():
+            which = (kind == each).nonzero()[0]
             rare = _HANDLERS[each](self, which, operation[which])
             if rare is not None and rare.size:
                 leaves = np.zeros(len(kind), np.bool_) if leaves is None else leaves
@@ -194,7 +194,7 @@ class _Lockstep:
             self._keep(~done)
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
-        which = np.flatnonzero(kept)
+        which = kept.nonzero()[0]
         self.program, self._position = self.program[which], self._position[which]
         self._until, self._location = self._until[which], self._location[which]
         self._ordinal, self._depth = self._ordinal[which], self._depth[which]
@@ -239,14 +239,14 @@ class _Lockstep:
     def _save(self, which: Ints, operation: NDArray[np.uint8]) -> None:
         register = operation & 0x3F
         offset = np.minimum(self._uleb(which), 1 << 32) * -8
-        bp = np.flatnonzero(register == RBP)
+        bp = (register == RBP).nonzero()[0]
         if bp.size:
             offsets, into = offset[bp], which[bp]
             slot = np.where(
                 offsets >= -(1 << 15), Bp.AT_CFA << 8 | (offsets & 0xFFFF) << 16, Bp.LOST << 8
             )
             self._state[into] = self._state[into] & ~BP | slot
-        ra = np.flatnonzero(register == RETURN)
+        ra = (register == RETURN).nonzero()[0]
         if ra.size:
             into = which[ra]
             place = np.where(offset[ra] == -8, RA_BELOW_CFA, RA_ELSEWHERE)

@@ -29,7 +29,9 @@ def uleb(
     """
     value = data[position].astype(np.int64)
     after = position + 1
-    more = np.flatnonzero(value >= 0x80)
+    more = (value >= 0x80).nonzero()[0]
+    if not more.size:
+        return value, after
     value[more] &= 0x7F
     for shift in range(7, 70, 7):
         if not more.size:
