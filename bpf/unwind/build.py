@@ -8,17 +8,12 @@ from numpy.typing import NDArray
 from bpflame.bpf.unwind import eh_frame
 from bpflame.bpf.unwind.frame_rows import FrameRows, frame_rows
 from bpflame.bpf.unwind.rules import Cfa, pack
-from bpflame.bpf.unwind.table import PAGE, Table
+from bpflame.bpf.unwind.table import MAX_PAGES, MAX_ROWS_OF_PAGE, MAX_RULES, PAGE, Table
 from bpflame.symbolize.elf_file import BadElf, ElfFile
 
 Ints = NDArray[np.int64]
 
 _PAGE_BITS = 12
-_MAX_PAGES = 1 << 20
-"""4 GB of code: 16 times node's, so that an absurd segment costs 8 MB at most."""
-_MAX_ROWS_OF_PAGE = 4095
-"""What the programs' 12 steps of binary search can tell apart."""
-_MAX_RULES = 1 << 16
 _MIN_GAP = 16
 """Code that no FDE covers and that is shorter is padding between functions: nothing runs there,
 but the address after a call at the very end of a function may lie in it."""
@@ -35,7 +30,7 @@ def build_table(elf: ElfFile) -> Table:
     found = frame_rows(elf, eh_frame.read(elf))
     first = elf.code[0][0] >> _PAGE_BITS << _PAGE_BITS
     pages = -(-(elf.code[-1][1] - first) // (1 << _PAGE_BITS))
-    if pages > _MAX_PAGES:
+    if pages > MAX_PAGES:
         raise BadElf(elf.path, f"code over {pages << _PAGE_BITS} bytes")
     numbers, rules = _numbered(found)
     address, rule = _with_gaps(elf.code, found, numbers)
@@ -53,7 +48,7 @@ def _numbered(found: FrameRows) -> tuple[Ints, NDArray[np.uint64]]:
     other = found.rules[~np.isin(found.rules, special)]
     # The most common ones, should there be too many.
     uses = np.bincount(found.rule, minlength=len(found.rules))[~np.isin(found.rules, special)]
-    other = other[np.argsort(-uses, kind="stable")][: _MAX_RULES - len(special)]
+    other = other[np.argsort(-uses, kind="stable")][: MAX_RULES - len(special)]
     rules = np.concatenate((special, other))
     order = np.argsort(rules)
     place = np.minimum(np.searchsorted(rules[order], found.rules), len(rules) - 1)
@@ -95,7 +90,7 @@ def _paged(first: int, count: int, address: Ints, rule: Ints, rules: NDArray[np.
     starts = np.cumsum(sizes) - sizes
     pages["start"] = starts
     pages["carry"] = np.where(starts > 0, np.append(rule, _GAP)[starts - 1], _GAP)
-    crowded = sizes > _MAX_ROWS_OF_PAGE
+    crowded = sizes > MAX_ROWS_OF_PAGE
     pages["count"] = np.where(crowded, 0, sizes)
     pages["carry"][crowded] = _GAP
     rows = ((address & ((1 << _PAGE_BITS) - 1)) << 16 | rule).astype(np.uint32)
