@@ -20,6 +20,8 @@ NEGATIVE = "negative_waits"
 MISSED = "missed_ends"
 RECALLED = "recalled"
 MISTAKEN = "mistaken"
+COPIES = "late_stacks"
+LOST_COPIES = "dropped_copies"
 
 COUNTERS = (
     TICKS,
@@ -42,4 +44,6 @@ COUNTERS = (
     MISSED,
     RECALLED,
     MISTAKEN,
+    COPIES,
+    LOST_COPIES,
 )

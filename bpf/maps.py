@@ -52,6 +52,10 @@ class BpfMap:
         """Make an entry; False where there is one already, or no room."""
         return bool(self._lib.bpf_update_elem(self.fd, key, value, _NOEXIST) == 0)
 
+    def delete(self, key: bytes) -> None:
+        """Take an entry out, if it is there."""
+        self._lib.bpf_delete_elem(self.fd, key)
+
     def drain(self) -> Iterator[tuple[bytes, bytes]]:
         """Take entries out, a batch at a time (BPF_MAP_LOOKUP_AND_DELETE_BATCH, Linux 5.6).
 

@@ -23,7 +23,8 @@ MAX_DEPTH = 127
 """Addresses of a stack, as in ``stack.h``."""
 
 KERNEL_THREAD = 0x200000  # PF_KTHREAD, include/linux/sched.h
-_HEAD = struct.Struct("<4I3QIi16s9Q")  # struct thread in threads.bpf.c
+_HEAD = struct.Struct("<4I5QIi16s9Q")  # struct thread in threads.bpf.c
+_NO_CALL = (1 << 64) - 1
 _CS_64 = 0x33  # __USER_CS, arch/x86/include/asm/segment.h
 _ORC_SYMBOLS = (
     "__start_orc_unwind_ip",
@@ -37,7 +38,13 @@ _READ = 1 << 16  # bytes; the kernel gives at most 32 KiB at a time
 # Of struct pt_regs, as arch/*/include/uapi/asm/ptrace.h has it. A frame pointer of arm64 leads to
 # addresses that may be signed, and only the kernel knows with which bits.
 _REGISTERS = {
-    "x86_64": {"REGS_IP": 128, "REGS_BP": 32, "REGS_CS": 136},
+    "x86_64": {
+        "REGS_IP": 128,
+        "REGS_BP": 32,
+        "REGS_CS": 136,
+        "REGS_SP": 152,
+        "REGS_ORIG_AX": 120,
+    },
     "aarch64": {"REGS_IP": 256},
 }
 
@@ -57,6 +64,8 @@ class Thread(NamedTuple):
         wide: It is in 64-bit mode.
         kernel: Kernel frames, leaf first; None when they could not be taken.
         scheduler: The scheduler's frames at the leaf are among them, as at sched_switch.
+        sp: The stack pointer where it left user space; 0 when it is not known.
+        called: It did so by a system call.
     """
 
     tid: int
@@ -70,6 +79,8 @@ class Thread(NamedTuple):
     wide: bool
     kernel: tuple[AbsoluteAddress, ...] | None
     scheduler: bool
+    sp: int = 0
+    called: bool = False
 
 
 class TaskIterator:
@@ -127,7 +138,7 @@ def parse(data: bytes) -> Iterator[Thread]:
     position = 0
     while position < len(data):
         fields = _HEAD.unpack_from(data, position)
-        tid, pid, state, flags, switches, ip, bp, cs, depth, comm, *leaf = fields
+        tid, pid, state, flags, switches, ip, bp, sp, call, cs, depth, comm, *leaf = fields
         position += _HEAD.size
         rest = struct.unpack_from(f"<{max(depth, 0)}Q", data, position)
         position += 8 * len(rest)
@@ -144,6 +155,8 @@ def parse(data: bytes) -> Iterator[Thread]:
             wide=cs == _CS_64,
             kernel=None if depth < 0 else kernel or rest,
             scheduler=bool(kernel),
+            sp=sp,
+            called=call != _NO_CALL,
         )
 
 

@@ -58,14 +58,16 @@ class AddressSpace:
         pid: The process.
         born: When the image began (CLOCK_MONOTONIC, ns); 0 when before the recording.
         mappings: By address, none overlapping.
+        version: Another number when they have changed.
     """
 
-    __slots__ = ("born", "mappings", "pid")
+    __slots__ = ("born", "mappings", "pid", "version")
 
     def __init__(self, pid: int, born: int, mappings: list[Mapping]) -> None:
         self.pid = pid
         self.born = born
         self.mappings = mappings
+        self.version = 0
 
     def add(self, new: Mapping) -> None:
         """Map ``new`` over whatever was there, as mmap does."""
@@ -74,6 +76,7 @@ class AddressSpace:
         left = [m.part(m.start, new.start) for m in self.mappings[low:high] if m.start < new.start]
         right = [m.part(new.end, m.end) for m in self.mappings[low:high] if m.end > new.end]
         self.mappings[low:high] = [*left, new, *right]
+        self.version += 1
 
     def find(self, address: AbsoluteAddress) -> Mapping | None:
         """The mapping that covers an address."""

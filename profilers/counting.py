@@ -12,14 +12,15 @@ import os
 import platform
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bpflame.bpf.counters import COUNTERS, NEW_COUNTS, NEW_STACKS
 from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap, PerCpuCounters
+from bpflame.bpf.unwind.copies import Copy
 from bpflame.profile import Task
-from bpflame.raw import AbsoluteAddress, AddressSpace, RawSample
+from bpflame.raw import AbsoluteAddress, AddressSpace, RawSample, StackEnd
 
 MAX_DEPTH = 127
 STACK_NONE = 0
@@ -29,12 +30,26 @@ WHO = struct.Struct("<QQII16s")
 """``struct who``: born, cgroup, pid, tid, comm."""
 
 _PID_IN_WHO = 16
-_STACK_SIZE = 8 * (1 + MAX_DEPTH)
+_STACK = struct.Struct("<IHH")  # struct stack, without the addresses
 _ID = struct.Struct("<Q")
 
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_GLOBAL = 1
 _GRACE = 0.02  # seconds; far longer than a BPF program runs
+
+
+def stack_depth(user: int) -> int:
+    """How many addresses the maps have room for; kernel stacks have up to ``MAX_DEPTH``.
+
+    Args:
+        user: How many frames a user stack may have.
+    """
+    return max(MAX_DEPTH, user)
+
+
+def depth_defines(user: int) -> dict[str, int | str | None]:
+    """The compile-time constants for it."""
+    return {"MAX_DEPTH": stack_depth(user), "USER_DEPTH": user}
 
 
 class Who(NamedTuple):
@@ -104,14 +119,46 @@ class Kept:
 
 
 class Stacks(Kept):
-    """The stacks, by id."""
+    """The stacks, by id.
 
-    def __init__(self, program: Program, entries: int) -> None:
-        super().__init__(program, "stacks", _STACK_SIZE, entries, NEW_STACKS)
+    Args:
+        program: A loaded program that includes ``stack.h``.
+        entries: Room of the map.
+        depth: Most addresses of a stack.
+    """
+
+    def __init__(self, program: Program, entries: int, depth: int = MAX_DEPTH) -> None:
+        super().__init__(program, "stacks", _STACK.size + 8 * depth, entries, NEW_STACKS)
         self._unpacked: dict[int, tuple[AbsoluteAddress, ...]] = {}
 
     def _stored(self, content: bytes) -> bytes:
-        return content[8 : 8 * (1 + _ID.unpack_from(content)[0])]
+        return content[: _STACK.size + 8 * _STACK.unpack_from(content)[0]]
+
+    def put(
+        self,
+        number: int,
+        ips: Sequence[int],
+        end: StackEnd = StackEnd.UNTOLD,
+        guessed: bool = False,
+    ) -> None:
+        """Keep a stack that no program has unwound.
+
+        Args:
+            number: Its id.
+            ips: Addresses, leaf first.
+            end: Why it ends where it does.
+            guessed: Part of it was walked along frame pointers.
+        """
+        self.content[number] = stack_content(ips, end, guessed)
+        self._unpacked.pop(number, None)
+
+    def end(self, number: int) -> tuple[StackEnd, bool]:
+        """Why a stack ends where it does, and whether some frames are by frame pointer."""
+        data = self.content.get(number)
+        if data is None:
+            return StackEnd.UNTOLD, False
+        _, end, guessed = _STACK.unpack_from(data)
+        return StackEnd(end), bool(guessed)
 
     def ips(self, number: int) -> tuple[AbsoluteAddress, ...]:
         """The addresses of a stack, leaf first; empty for none or a lost one."""
@@ -119,7 +166,9 @@ class Stacks(Kept):
             data = self.content.get(number)
             if data is None:
                 return ()
-            self._unpacked[number] = struct.unpack(f"<{len(data) // 8}Q", data)
+            self._unpacked[number] = struct.unpack_from(
+                f"<{len(data) // 8 - 1}Q", data, _STACK.size
+            )
         return self._unpacked[number]
 
     def peek(self, number: int) -> tuple[AbsoluteAddress, ...]:
@@ -145,19 +194,28 @@ class Counts(abc.ABC):
         sums: How many sums a key has.
         entries: Room of each map of counts.
         stack_entries: Room of the map of stacks.
+        depth: Most addresses of a stack.
 
     Attributes:
         counters: The program's event counters.
         stacks: The stacks.
         sums: The sums by key.
+        copies: Stacks of before the recording, still to be unwound.
     """
 
     def __init__(
-        self, program: Program, key_size: int, sums: int, entries: int, stack_entries: int
+        self,
+        program: Program,
+        key_size: int,
+        sums: int,
+        entries: int,
+        stack_entries: int,
+        depth: int = MAX_DEPTH,
     ) -> None:
         self.counters = PerCpuCounters(program.map_fd("counters"), COUNTERS)
-        self.stacks = Stacks(program, stack_entries)
+        self.stacks = Stacks(program, stack_entries, depth)
         self.sums: dict[bytes, tuple[int, ...]] = {}
+        self.copies: list[Copy] = []
         self._active = BpfMap(program.map_fd("active"), 4, 4)
         self._turn = 0
         self._values = struct.Struct(f"<{sums}Q")
@@ -239,6 +297,13 @@ class Counts(abc.ABC):
         return pids
 
 
+def stack_content(
+    ips: Sequence[int], end: StackEnd = StackEnd.UNTOLD, guessed: bool = False
+) -> bytes:
+    """A stack as the programs keep it, without the room that it does not need."""
+    return _STACK.pack(len(ips), end, guessed) + struct.pack(f"<{len(ips)}Q", *ips)
+
+
 def pid_in(data: bytes, who: int) -> int:
     """The pid of the ``struct who`` at an offset."""
     return int.from_bytes(data[who + _PID_IN_WHO : who + _PID_IN_WHO + 4], "little")
@@ -249,8 +314,10 @@ class StackCounts(Counts):
 
     _KEY = struct.Struct(f"<QQ{WHO.size}s")
 
-    def __init__(self, program: Program, entries: int, stack_entries: int) -> None:
-        super().__init__(program, self._KEY.size, 1, entries, stack_entries)
+    def __init__(
+        self, program: Program, entries: int, stack_entries: int, depth: int = MAX_DEPTH
+    ) -> None:
+        super().__init__(program, self._KEY.size, 1, entries, stack_entries, depth)
 
     def samples(
         self, spaces: Spaces, groups: Callable[[], Mapping[int, str]]
@@ -259,6 +326,7 @@ class StackCounts(Counts):
         for key, (value,) in self.sums.items():
             user, kernel, data = self._KEY.unpack(key)
             who = Who.parse(data)
+            end, guessed = self.stacks.end(user)
             yield RawSample(
                 who.task(groups() if who.cgroup else {}),
                 spaces.find(who.pid, who.born),
@@ -266,6 +334,8 @@ class StackCounts(Counts):
                 self.stacks.ips(kernel),
                 self.stacks.lost(user) or self.stacks.lost(kernel),
                 value,
+                end=end,
+                guessed=guessed,
             )
 
 

@@ -18,12 +18,13 @@ from bpflame.errors import BpflameError, UsageError
 from bpflame.profile import Metadata
 from bpflame.profilers.assemble import Kind
 from bpflame.profilers.command import Command
-from bpflame.profilers.counting import StackCounts
+from bpflame.profilers.counting import StackCounts, depth_defines, stack_depth
 from bpflame.profilers.cpu_events import CpuEvents
 from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
 from bpflame.profilers.unwind_choice import Unwind
+from bpflame.profilers.unwinding import get_ready, set_walkers, unwind_defines
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
 _MIN_ENTRIES = 1 << 13
@@ -66,6 +67,11 @@ class CpuOptions:
         """What is measured: samples, or what the hardware counted between them."""
         return Kind("cpu", "samples" if self.event == "cpu-clock" else self.event)
 
+    @property
+    def walks(self) -> bool:
+        """Whether user stacks are unwound by tables."""
+        return self.user and self.unwind is Unwind.DWARF
+
     def check(self) -> None:
         """Raise UsageError if the CPUs or the rate cannot be had here."""
         sampling_attr(self.event, self.frequency)
@@ -94,8 +100,10 @@ def compile_program(options: CpuOptions) -> Program:
     if machine not in _REGS_WORDS:
         raise BpflameError(f"bpflame does not know this architecture: {machine}")
     room = entries(options.frequency)
+    btf = Btf.of_kernel()
     defines = {
-        **target_defines(options.target, Btf.of_kernel()),
+        **target_defines(options.target, btf),
+        **depth_defines(options.max_depth),
         "COUNT_ENTRIES": room,
         "REGS_WORDS": _REGS_WORDS[machine],
         "STACK_ENTRIES": room,
@@ -108,8 +116,12 @@ def compile_program(options: CpuOptions) -> Program:
         "USER_STACKS": options.user,
         "WEIGHT_PERIOD": options.event != "cpu-clock",
     }
+    if options.walks:
+        defines.update(unwind_defines(options.max_depth, btf))
+        switches["ENTRY_REGS"] = True
     defines.update({name: None for name, on in switches.items() if on})
-    return Program("cpu", defines)
+    with get_ready(options.walks):
+        return Program("cpu", defines)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,7 +141,10 @@ class Prepared:
         options, program = self.options, self.program
         meta = dataclasses.replace(meta, event=options.event, frequency=options.frequency)
         room = entries(options.frequency)
-        counts = StackCounts(program, room, room)
+        depth = stack_depth(options.max_depth)
+        counts = StackCounts(program, room, room, depth)
+        if options.walks:
+            set_walkers(program, PERF_EVENT, ("bpflame_cpu_walk",))
         events = CpuEvents(
             sampling_attr(options.event, options.frequency),
             options.event,
@@ -138,7 +153,10 @@ class Prepared:
             lambda: counts.counters.by_cpu(TICKS),
         )
         choose_targets(program, options.target, None if command is None else command.pid)
-        return Recorder(program, events, counts, options.target, command, options.kind, meta)
+        walked = options.max_depth if options.walks else 0
+        return Recorder(
+            program, events, counts, options.target, command, options.kind, meta, walked
+        )
 
 
 def prepare(options: CpuOptions) -> Prepared:

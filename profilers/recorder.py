@@ -24,6 +24,7 @@ from bpflame.profilers.processes import ProcessTracker
 from bpflame.profilers.procfs import processes
 from bpflame.profilers.signals import StopSignals
 from bpflame.profilers.target import Target
+from bpflame.profilers.unwinding import Unwinding
 from bpflame.raw import RawProfile
 
 _POLL_SECONDS = 0.1
@@ -76,6 +77,7 @@ class Recorder:
         command: The command behind its gate, if there is one.
         kind: What is measured.
         meta: What is known of the recording beforehand.
+        walked: The program unwinds user stacks by tables, up to so many frames; 0: it does not.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Recorder:
         command: Command | None,
         kind: Kind,
         meta: Metadata,
+        walked: int = 0,
     ) -> None:
         self._program = program
         self._source = source
@@ -100,6 +103,11 @@ class Recorder:
         self._files = FileKeeper()
         follow = bool(target.command) or target.children
         self._tracker = ProcessTracker(self._files, target.processes, follow)
+        self._unwinding = (
+            Unwinding(program, counts.stacks, walked, self._tracker, self._files)
+            if walked
+            else None
+        )
 
     def run(
         self,
@@ -139,6 +147,8 @@ class Recorder:
                 self._meta, cpus=len(self._cpus), start=start, duration=elapsed
             )
             extra = {"lost_mappings": rings.lost, "reopened_cpus": self._reopened}
+            if self._unwinding is not None:
+                extra.update(self._unwinding.extra())
         return assemble(
             self._kind, self._counts, self._tracker, self._files.files, self._target, meta, extra
         )
@@ -146,6 +156,8 @@ class Recorder:
     def close(self) -> None:
         """Detach everything, close every file."""
         self._source.close()
+        if self._unwinding is not None:
+            self._unwinding.close()
         self._program.close()
         self._files.close()
 
@@ -181,6 +193,11 @@ class Recorder:
                 if signals.stopped or time.monotonic() >= end:
                     break
         self._tracker.sampled(sampled)
+        if self._unwinding is not None:
+            self._unwinding.ask(known or ())
+            for copy in self._counts.copies:
+                self._unwinding.adopt(copy)
+            self._counts.copies.clear()
 
     def _wait(
         self,
@@ -192,11 +209,12 @@ class Recorder:
     ) -> None:
         settled = began
         child = None if self._command is None else self._command.pidfd
+        asking = None if self._unwinding is None else self._unwinding.fd
         while not signals.stopped and (self._command is None or self._command.poll() is None):
             left = end - time.monotonic()
             if left <= 0:
                 return
-            signals.wait(min(_POLL_SECONDS, left), child)
+            signals.wait(min(_POLL_SECONDS, left), child, asking)
             for cpu in self._source.check():
                 self._reopened += 1
                 with contextlib.suppress(OSError):  # names may be missing, samples are not
@@ -205,7 +223,7 @@ class Recorder:
                 self._settle(rings)
                 settled = time.monotonic()
             else:
-                self._tracker.apply(rings.read(time.monotonic_ns()))
+                self._follow(rings)
             total = self._counts.counters.total
             progress(
                 Progress(
@@ -219,6 +237,17 @@ class Recorder:
     def _settle(self, rings: MappingRings, last: bool = False) -> None:
         # Mappings first: then whoever is known to have ended has its last samples in this drain,
         # and can be forgotten if there are none.
-        self._tracker.apply(rings.read(time.monotonic_ns()))
+        self._follow(rings)
         self._tracker.sampled(self._counts.drain_last() if last else self._counts.drain())
+        if last:
+            self._follow(rings, last=True)
         self._tracker.forget()
+
+    def _follow(self, rings: MappingRings, last: bool = False) -> None:
+        """Take in what happened to processes."""
+        if self._unwinding is not None:
+            self._unwinding.prepare()
+        events = rings.read(time.monotonic_ns())
+        self._tracker.apply(events)
+        if self._unwinding is not None:
+            self._unwinding.update(events, last)

@@ -16,6 +16,7 @@ from bpflame.bpf.load import RAW_TRACEPOINT, Program
 from bpflame.profile import Metadata
 from bpflame.profilers.assemble import Kind
 from bpflame.profilers.command import Command
+from bpflame.profilers.counting import depth_defines, stack_depth
 from bpflame.profilers.recall import LESSON_ENTRIES, RECALL_ENTRIES, Recall
 from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.sched_events import TRACEPOINTS, SchedEvents
@@ -23,6 +24,7 @@ from bpflame.profilers.sleepers import Sleeper, Sleepers
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
 from bpflame.profilers.unwind_choice import Unwind
+from bpflame.profilers.unwinding import get_ready, set_walkers, unwind_defines
 from bpflame.profilers.waits import STATES, Room, State, WaitCounts, WaitRules
 
 OFFCPU, WAKEUP, OFFWAKE, CHAIN = "offcpu", "wakeup", "offwake", "chain"
@@ -84,6 +86,23 @@ class SchedOptions:
         return {OFFCPU: 0, WAKEUP: 1, OFFWAKE: 1, CHAIN: self.depth}[self.question]
 
     @property
+    def walks(self) -> bool:
+        """Whether user stacks are unwound by tables."""
+        return self.user and self.unwind is Unwind.DWARF
+
+    @property
+    def walkers(self) -> tuple[str, ...]:
+        """The programs that walk on, in the order of ``enum walker``."""
+        return tuple(
+            name
+            for name, needed in (
+                ("bpflame_switch_walk", self.question != WAKEUP),
+                ("bpflame_waking_walk", self.wakers > 0),
+            )
+            if needed
+        )
+
+    @property
     def rules(self) -> WaitRules:
         """What user space has to know of it."""
         return WaitRules(
@@ -126,6 +145,7 @@ def compile_program(options: SchedOptions, entries: KernelEntries, room: Room) -
     rules = options.rules
     defines: dict[str, int | str | None] = {
         **target_defines(options.target, btf),
+        **depth_defines(options.max_depth),
         "CHAIN_DEPTH": options.wakers,
         "CHAIN_ENTRIES": room.chains,
         "COUNT_ENTRIES": room.counts,
@@ -160,7 +180,10 @@ def compile_program(options: SchedOptions, entries: KernelEntries, room: Room) -
         "ENTRY_REGS": platform.machine() == "x86_64" and btf.knows("BPF_FUNC_task_pt_regs"),
     }
     defines.update({name: None for name, on in switches.items() if on})
-    return Program("sched", defines)
+    if options.walks:
+        defines.update(unwind_defines(options.max_depth, btf))
+    with get_ready(options.walks):
+        return Program("sched", defines)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,7 +204,7 @@ class Prepared:
         """
         options, program = self.options, self.program
         meta = dataclasses.replace(meta, event="sched_switch")
-        counts = WaitCounts(program, options.rules, self.room)
+        counts = WaitCounts(program, options.rules, self.room, stack_depth(options.max_depth))
         recall = Recall(program, self.entries, counts.stacks.peek)
         events = SchedEvents(
             program,
@@ -197,8 +220,13 @@ class Prepared:
             program.load(
                 function, RAW_TRACEPOINT
             )  # it takes a while, and a wait is to be seen whole
+        if options.walks:
+            set_walkers(program, RAW_TRACEPOINT, options.walkers)
         choose_targets(program, options.target, None if command is None else command.pid)
-        return Recorder(program, events, counts, options.target, command, options.kind, meta)
+        walked = options.max_depth if options.walks else 0
+        return Recorder(
+            program, events, counts, options.target, command, options.kind, meta, walked
+        )
 
 
 def prepare(options: SchedOptions) -> Prepared:
@@ -209,5 +237,9 @@ def prepare(options: SchedOptions) -> Prepared:
     stacks = options.question != WAKEUP
     needless = not stacks and not options.states and options.target.cgroup is None
     unseen = options.whole_only or options.target.command or needless
-    sleepers = None if unseen else Sleepers(options.user and stacks, options.kernel and stacks)
+    sleepers = (
+        None
+        if unseen
+        else Sleepers(options.user and stacks, options.kernel and stacks, options.walks)
+    )
     return Prepared(options, entries, room, program, sleepers)

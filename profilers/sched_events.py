@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bpflame.bpf.cpus import online_cpus
-from bpflame.bpf.load import RAW_TRACEPOINT, Program
+from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap
 from bpflame.profilers.counting import Who
 from bpflame.profilers.recall import Recall
@@ -59,7 +59,6 @@ class SchedEvents:
         self._threads = threads
         self._cgroups = cgroups
         self._open = False
-        program.load("bpflame_switch", RAW_TRACEPOINT)  # a second, before the recording begins
 
     @property
     def cpus(self) -> tuple[int, ...]:

@@ -65,11 +65,14 @@ class StopSignals:
         """Whether what follows the recording is to be cut short, too."""
         return self.count >= 2
 
-    def wait(self, seconds: float, child: int | None = None) -> None:
-        """Sleep until a signal comes, the process of the pidfd ``child`` ends, or time is up."""
-        watched = [self._read] if child is None else [self._read, child]
+    def wait(self, seconds: float, *others: int | None) -> None:
+        """Sleep until a signal comes, one of the other descriptors is readable, or time is up."""
+        poll = select.poll()
+        for fd in (self._read, *others):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
         with contextlib.suppress(InterruptedError):
-            select.select(watched, [], [], max(seconds, 0.0))
+            poll.poll(max(seconds, 0.0) * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 512)
 

@@ -24,10 +24,12 @@ from collections.abc import Mapping as Dict
 from pathlib import Path
 
 from bpflame.bpf.task_iterator import KERNEL_THREAD, MAX_DEPTH, TaskIterator, Thread
+from bpflame.bpf.unwind.copies import Place
 from bpflame.errors import BpflameError
 from bpflame.profilers.procfs import processes
 from bpflame.raw import AbsoluteAddress
 
+_COPY_BYTES = 12 << 12  # as COPY_PAGES in unwind.h
 _PAGES = 4  # of memory, read at a time: most stacks are less deep
 _USER_END = 1 << 63  # all that is above is the kernel's, or the page of vsyscalls
 
@@ -63,6 +65,8 @@ class Sleeper:
         user: Return addresses, leaf first; the first is exact. Empty when there is none.
         kernel: The same in the kernel.
         lost: A stack was there and could not be kept.
+        place: The registers of user space, where the stack is still to be unwound ...
+        pages: ... and its memory, from addresses on.
     """
 
     tid: int
@@ -74,6 +78,8 @@ class Sleeper:
     user: tuple[AbsoluteAddress, ...]
     kernel: tuple[AbsoluteAddress, ...]
     lost: bool
+    place: Place | None = None
+    pages: tuple[tuple[int, bytes], ...] = ()
 
 
 class Sleepers:
@@ -82,6 +88,7 @@ class Sleepers:
     Args:
         user: Take user stacks.
         kernel: Take kernel stacks.
+        copy: Leave user stacks to be unwound later: copy them.
 
     Attributes:
         way: How they are found.
@@ -91,8 +98,9 @@ class Sleepers:
         bare: Kernel stacks without the scheduler's frames, which a stack at sched_switch has.
     """
 
-    def __init__(self, user: bool, kernel: bool) -> None:
+    def __init__(self, user: bool, kernel: bool, copy: bool = False) -> None:
         self.way = Way.ITERATOR
+        self._copy = copy
         self.refusal: BpflameError | None = None
         self.torn = self.refused = self.bare = 0
         self._user = user
@@ -115,20 +123,42 @@ class Sleepers:
         """
         threads = [t for t in self._source.read() if wanted is None or wanted(t.pid, t.tid)]
         refused = self._memory.refused
-        stacks = {t.tid: self._user_stack(t) for t in threads}
-        walked = any(len(stack) > 1 for stack in stacks.values())
+        copies = {t.tid: self._pages(t) for t in threads if self._copy and t.sp and t.wide}
+        stacks = {t.tid: () if t.tid in copies else self._user_stack(t) for t in threads}
+        walked = bool(copies) or any(len(stack) > 1 for stack in stacks.values())
         # What was read of a thread that ran meanwhile is of no moment at all.
         again = self._source.read() if walked else threads
         switches = {t.tid: t.switches for t in again}
-        torn = {t.tid for t in threads if stacks[t.tid] and switches.get(t.tid) != t.switches}
+        torn = {
+            t.tid
+            for t in threads
+            if (t.tid in copies or stacks[t.tid]) and switches.get(t.tid) != t.switches
+        }
         self.torn = len(torn)
         self.refused = self._memory.refused - refused
         self.bare = sum(bool(t.kernel) and not t.scheduler for t in threads)
-        return [_sleeper(t, () if t.tid in torn else stacks[t.tid], t.tid in torn) for t in threads]
+        return [
+            _sleeper(t, (), True)
+            if t.tid in torn
+            else _sleeper(t, stacks[t.tid], False, copies.get(t.tid))
+            for t in threads
+        ]
 
     def close(self) -> None:
         """Detach and free everything."""
         self._source.close()
+
+    def _pages(self, thread: Thread) -> tuple[tuple[int, bytes], ...]:
+        """The memory of a stack, as far as it goes."""
+        pages: list[tuple[int, bytes]] = []
+        at = thread.sp
+        while sum(len(data) for _, data in pages) < _COPY_BYTES:
+            data = self._memory.read(thread.tid, at)
+            if not data:
+                break
+            pages.append((at, data))
+            at += len(data)
+        return tuple(pages)
 
     def _user_stack(self, thread: Thread) -> tuple[AbsoluteAddress, ...]:
         if not self._user or thread.kernel_thread or not thread.ip:
@@ -137,7 +167,15 @@ class Sleepers:
         return walk(AbsoluteAddress(thread.ip), thread.bp, thread.wide, read)
 
 
-def _sleeper(thread: Thread, user: tuple[AbsoluteAddress, ...], torn: bool) -> Sleeper:
+def _sleeper(
+    thread: Thread,
+    user: tuple[AbsoluteAddress, ...],
+    torn: bool,
+    pages: tuple[tuple[int, bytes], ...] | None = None,
+) -> Sleeper:
+    place = None
+    if pages is not None and thread.ip:
+        place = Place(thread.ip, thread.sp, thread.bp, exact=not thread.called)
     return Sleeper(
         tid=thread.tid,
         pid=thread.pid,
@@ -148,6 +186,8 @@ def _sleeper(thread: Thread, user: tuple[AbsoluteAddress, ...], torn: bool) -> S
         user=user,
         kernel=thread.kernel or (),
         lost=torn or thread.ip is None or thread.kernel is None,
+        place=place,
+        pages=pages or (),
     )
 
 

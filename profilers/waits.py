@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from bpflame.bpf.counters import LOST_VALUE, NEW_CHAINS, NEW_LINKS
 from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap
+from bpflame.bpf.unwind.copies import Copy, Place
 from bpflame.profile import BLOCKED, PARTIAL, PREEMPTED, RUN_QUEUE
 from bpflame.profilers.counting import (
+    MAX_DEPTH,
     STACK_LOST,
     STACK_NONE,
     WHO,
@@ -25,6 +27,7 @@ from bpflame.profilers.counting import (
     Spaces,
     Who,
     pid_in,
+    stack_content,
 )
 from bpflame.profilers.sleepers import Sleeper
 from bpflame.raw import AbsoluteAddress, Context, RawSample, RawWaker
@@ -128,6 +131,7 @@ class WaitCounts(Counts):
         program: A loaded ``sched.bpf.c``.
         rules: Which waits count, and how.
         room: Entries of its maps.
+        depth: Most addresses of a stack.
 
     Attributes:
         threads: The program's map of threads.
@@ -137,8 +141,10 @@ class WaitCounts(Counts):
         unfinished: Waits that had not ended.
     """
 
-    def __init__(self, program: Program, rules: WaitRules, room: Room) -> None:
-        super().__init__(program, _KEY.size, 3, room.counts, room.stacks)
+    def __init__(
+        self, program: Program, rules: WaitRules, room: Room, depth: int = MAX_DEPTH
+    ) -> None:
+        super().__init__(program, _KEY.size, 3, room.counts, room.stacks, depth)
         self._rules = rules
         self._links = self._chains = None
         if rules.depth:
@@ -168,6 +174,8 @@ class WaitCounts(Counts):
             sleeper: The thread.
         """
         user = STACK_LOST if sleeper.lost and not sleeper.user else self._stack(sleeper.user)
+        if sleeper.place is not None:
+            user = self._copied(sleeper.pid, sleeper.place, sleeper.pages)
         state = State.of(sleeper.state)
         record = _THREAD.pack(
             0, self.began, 0, user, self._stack(sleeper.kernel), WHO.pack(*who), state, 1, 1, 1
@@ -197,7 +205,14 @@ class WaitCounts(Counts):
 
     def _stack(self, ips: Stack) -> int:
         """The id of a stack that no program has taken."""
-        return self._own(self.stacks, struct.pack(f"<{len(ips)}Q", *ips)) if ips else STACK_NONE
+        return self._own(self.stacks, stack_content(ips)) if ips else STACK_NONE
+
+    def _copied(self, pid: int, place: Place, pages: tuple[tuple[int, bytes], ...]) -> int:
+        """The id of a stack that is still to be unwound."""
+        number = _OWN_ID + len(self._owned)
+        self._owned["copies", number.to_bytes(8, "little")] = number
+        self.copies.append(Copy(number, pid, 0, place, pages))
+        return number
 
     def _own(self, kept: Kept, content: bytes) -> int:
         """An id for content that no program has kept."""
@@ -256,6 +271,7 @@ class WaitCounts(Counts):
             if chain not in chains:
                 chains[chain] = self._wakers(chain, spaces, groups)
             who = Who.parse(data)
+            end, guessed = self.stacks.end(user)
             whole = RawSample(
                 who.task(groups() if who.cgroup else {}),
                 spaces.find(who.pid, who.born),
@@ -263,6 +279,8 @@ class WaitCounts(Counts):
                 self.stacks.ips(kernel),
                 self.stacks.lost(user) or self.stacks.lost(kernel),
                 0,
+                end=end,
+                guessed=guessed,
             )
             parts = self._parts(blocked, queued, preempted, chains[chain])
             for value, name, wakers in parts:
@@ -323,7 +341,10 @@ class WaitCounts(Counts):
         who = Who.parse(data)
         space = spaces.find(who.pid, who.born)
         task = who.task(groups() if who.cgroup else {})
-        return RawWaker(Context.TASK, task, space, self.stacks.ips(user), ips, lost)
+        end, guessed = self.stacks.end(user)
+        return RawWaker(
+            Context.TASK, task, space, self.stacks.ips(user), ips, lost, end=end, guessed=guessed
+        )
 
     def _pids_of(self, kept: Kept, contents: list[bytes]) -> set[int]:
         return {pid_in(link, _WHO_AT) for link in contents} if kept is self._links else set()

@@ -25,6 +25,8 @@ enum counter {
 	COUNTER_MISSED,       /* waits whose end was not seen, but that the thread began another one */
 	COUNTER_RECALLED,     /* with RECALL_CHECK: kernel stacks recognised, rightly */
 	COUNTER_MISTAKEN,     /* ... and wrongly */
+	COUNTER_COPIES,       /* stacks handed to user space to unwind */
+	COUNTER_LOST_COPIES,  /* ... that there was no room for */
 	COUNTER_COUNT,
 };
 

@@ -10,6 +10,9 @@
 #define BPFLAME_PROCESS_H
 
 #include "counters.h"
+#ifdef UNWIND
+#include "tables.h"
+#endif
 
 struct raw_tracepoint_args {
 	u64 arg[4];
@@ -135,6 +138,21 @@ static __always_inline struct who who_is_current(struct ids current)
 	return who;
 }
 
+/* A new process has the mappings of its parent, and so its tables. */
+static __always_inline void inherit_tables(u32 parent, u32 child, u64 now)
+{
+#ifdef UNWIND
+	struct address_space *space = address_spaces.lookup(&parent);
+
+	if (space && space->born == born_of(parent)) {
+		struct address_space same = *space;
+
+		same.born = now;
+		address_spaces.update(&child, &same);
+	}
+#endif
+}
+
 /* sched_process_fork(parent, child): current is the parent. */
 int bpflame_fork(struct raw_tracepoint_args *args)
 {
@@ -144,6 +162,7 @@ int bpflame_fork(struct raw_tracepoint_args *args)
 	if (child.tid != child.pid)
 		return 0; /* a thread: same address space */
 	born.update(&child.pid, &now);
+	inherit_tables(current_ids().pid, child.pid, now);
 #ifdef FOLLOW_CHILDREN
 	u8 now_on = TARGET_NOW;
 

@@ -18,7 +18,9 @@
  *   USER_STACKS KERNEL_STACKS which of them, and of the waker's
  *   FILTER_PID FILTER_TID FILTER_CGROUP FOLLOW_CHILDREN      whose waits
  *   ONLY_PID                  the one pid, where FILTER_PID is for one
- *   ENTRY_REGS                the kernel has bpf_task_pt_regs(), x86-64 (user_stack.h)
+ *   ENTRY_REGS                the kernel has bpf_task_pt_regs(), x86-64 (registers.h)
+ *   MAX_DEPTH USER_DEPTH      greatest depth of stacks
+ *   UNWIND                    user stacks by tables (unwind.h), else by frame pointers
  *   RECALL_ENTRIES LESSON_ENTRIES RECALL_CHECK               (recall.h)
  *   USER_THREADS KERNEL_THREADS                              only those of such threads
  *   KEY_TID KEY_CGROUP        tell threads, cgroups apart
@@ -32,6 +34,9 @@
 #include "process.h"
 #include "recall.h"
 #include "user_stack.h"
+#ifdef UNWIND
+#include "unwind.h"
+#endif
 #if CHAIN_DEPTH > 0
 #include "wake.h"
 #endif
@@ -100,6 +105,19 @@ struct thread {
 	struct wakers cause;
 #endif
 };
+
+#ifdef UNWIND
+enum walker {
+#ifdef WAITER_STACKS
+	WALKER_SWITCH,
+#endif
+#if CHAIN_DEPTH > 0
+	WALKER_WAKING,
+#endif
+	WALKER_COUNT,
+};
+BPF_PROG_ARRAY(walkers, WALKER_COUNT);
+#endif
 
 BPF_HASH(threads, u32, struct thread, THREAD_ENTRIES); /* by tid */
 BPF_ARRAY(blank, struct thread, 1);                    /* zeros: too large for the stack */
@@ -267,6 +285,44 @@ static __always_inline void count_unseen(struct thread *thread)
 		count_wait(thread, thread->woken);
 }
 
+#if defined(WAITER_STACKS) && defined(USER_STACKS) && defined(UNWIND)
+int bpflame_switch_walk(struct raw_tracepoint_args *args)
+{
+	u32 zero = 0, tid = current_ids().tid;
+	struct walk *walk = walks.lookup(&zero);
+	struct thread *thread = threads.lookup(&tid);
+
+	if (!walk)
+		return 0;
+	if (walk_on(walk)) {
+		walkers.call(args, WALKER_SWITCH);
+		walk->stack.end = END_TOO_DEEP;
+	}
+
+	u64 id = walk_end(walk);
+
+	if (thread)
+		thread->user = id;
+	return 0;
+}
+
+static __always_inline void leave_walk(struct raw_tracepoint_args *args, struct thread *thread)
+{
+	u32 zero = 0;
+	struct walk *walk = walks.lookup(&zero);
+	struct entry_regs regs = {};
+
+	if (!walk)
+		return;
+	entry_regs_read(&regs);
+	if (walk_begin(args, walk, &regs, is_exact(&regs), thread->who.pid,
+		       thread->who.born, &thread->user)) {
+		walkers.call(args, WALKER_SWITCH);
+		thread->user = walk_end(walk); /* a kernel that allows no tail calls */
+	}
+}
+#endif
+
 /* `prev`, which is current, leaves the CPU. */
 static __always_inline void leave(struct raw_tracepoint_args *args, struct ids ids, u32 bits,
 				  u64 now)
@@ -300,7 +356,7 @@ static __always_inline void leave(struct raw_tracepoint_args *args, struct ids i
 			thread->state = STATE_RUNNABLE;
 		thread->who = who_is_current(ids);
 #ifdef WAITER_STACKS
-#ifdef USER_STACKS
+#if defined(USER_STACKS) && !defined(UNWIND)
 		thread->user = user_stack_id(args, &regs);
 #endif
 #ifdef KERNEL_STACKS
@@ -315,6 +371,10 @@ static __always_inline void leave(struct raw_tracepoint_args *args, struct ids i
 	thread->kept = kept;
 	thread->partial = false;
 	thread->out = now;
+#if defined(WAITER_STACKS) && defined(USER_STACKS) && defined(UNWIND)
+	if (kept)
+		leave_walk(args, thread); /* the last thing: it may not return */
+#endif
 }
 
 /* A thread that was off the CPU when the recording began, and that user space did not see then. */
@@ -404,12 +464,77 @@ int bpflame_switch(struct raw_tracepoint_args *args)
 
 	u64 now = bpf_ktime_get_ns();
 
-	if (leaves)
-		leave(args, prev, bits, now);
 	if (arrives)
 		arrive(args->arg[2], next, now);
+	if (leaves)
+		leave(args, prev, bits, now);
 	return 0;
 }
+
+#if CHAIN_DEPTH > 0
+/* Notes who woke a thread. */
+static __always_inline void note_wakeup(struct wakeup *wakeup)
+{
+	struct thread *thread = threads.lookup(&wakeup->woken);
+	u64 link = link_keep(&wakeup->link);
+	struct wakers *before = NULL;
+
+	if (!thread)
+		return;
+#if CHAIN_DEPTH > 1
+	struct thread *waker = wakeup->waker ? threads.lookup(&wakeup->waker) : NULL;
+
+	/* What the waker had waited for has a part in this wait only if it waited meanwhile. */
+	if (waker && thread->out && waker->caused > thread->out)
+		before = &waker->cause;
+#endif
+	wakers_put(&thread->wakers, link, wakeup->waker, wakeup->woken, before);
+	thread->woken = wakeup->when;
+}
+
+#if defined(USER_STACKS) && defined(UNWIND)
+BPF_PERCPU_ARRAY(wakeup_scratch, struct wakeup, 1);
+
+int bpflame_waking_walk(struct raw_tracepoint_args *args)
+{
+	u32 zero = 0;
+	struct walk *walk = walks.lookup(&zero);
+	struct wakeup *wakeup = wakeup_scratch.lookup(&zero);
+
+	if (!walk || !wakeup)
+		return 0;
+	if (walk_on(walk)) {
+		walkers.call(args, WALKER_WAKING);
+		walk->stack.end = END_TOO_DEEP;
+	}
+	wakeup->link.user = walk_end(walk);
+	note_wakeup(wakeup);
+	return 0;
+}
+#endif
+
+/* Adds the waker's user stack, and notes the wakeup. */
+static __always_inline void wakeup_walk(struct raw_tracepoint_args *args, struct wakeup *wakeup)
+{
+#if defined(USER_STACKS) && defined(UNWIND)
+	u32 zero = 0;
+	struct walk *walk = walks.lookup(&zero);
+	struct wakeup *scratch = wakeup_scratch.lookup(&zero);
+	struct entry_regs regs = {};
+
+	if (wakeup->waker && walk && scratch) {
+		entry_regs_read(&regs);
+		if (walk_begin(args, walk, &regs, is_exact(&regs), wakeup->link.who.pid,
+			       wakeup->link.who.born, &wakeup->link.user)) {
+			*scratch = *wakeup;
+			walkers.call(args, WALKER_WAKING);
+			wakeup->link.user = walk_end(walk); /* a kernel that allows no tail calls */
+		}
+	}
+#endif
+	note_wakeup(wakeup);
+}
+#endif
 
 /* sched_waking(task): current is the waker. */
 int bpflame_waking(struct raw_tracepoint_args *args)
@@ -437,21 +562,13 @@ int bpflame_waking(struct raw_tracepoint_args *args)
 		return 0;
 #endif
 #if CHAIN_DEPTH > 0
-	struct ids current = current_ids();
-	bool interrupt = false;
-	u64 link = link_current(args, current, &interrupt);
-	struct wakers *before = NULL;
+	struct wakeup wakeup = {.when = now, .woken = ids.tid};
 
-#if CHAIN_DEPTH > 1
-	struct thread *waker = interrupt ? NULL : threads.lookup(&current.tid);
-
-	/* What the waker had waited for has a part in this wait only if it waited meanwhile. */
-	if (waker && thread->out && waker->caused > thread->out)
-		before = &waker->cause;
-#endif
-	wakers_put(&thread->wakers, link, interrupt ? 0 : current.tid, ids.tid, before);
-#endif
+	link_current(args, &wakeup);
+	wakeup_walk(args, &wakeup);
+#else
 	thread->woken = now;
+#endif
 	return 0;
 }
 

@@ -11,14 +11,35 @@
 
 #include "counters.h"
 
+#ifndef MAX_DEPTH
 #define MAX_DEPTH 127 /* kernel.perf_event_max_stack, the kernel's default */
+#endif
+#ifndef USER_DEPTH
+#define USER_DEPTH MAX_DEPTH /* of user stacks that are walked here */
+#endif
 
 #define STACK_NONE 0 /* there was none to take */
 #define STACK_LOST 1 /* there was one, and no room for it */
 #define STACK_FIRST_ID 2
 
+/* Why a user stack ends where it does. The order is that of bpflame.raw.StackEnd. */
+enum stack_end {
+	END_UNTOLD, /* by frame pointers, or of the kernel */
+	END_COMPLETE,
+	END_NO_MAPPING,
+	END_NO_TABLE,
+	END_UNREADABLE,
+	END_NOT_GROWING,
+	END_TOO_DEEP,
+	END_UNSUPPORTED,
+	END_NOT_READY,
+	END_NARROW,
+};
+
 struct stack {
-	u64 depth;
+	u32 depth;
+	u16 end;
+	u16 guessed;       /* some frames are by frame pointer, though not all */
 	u64 ip[MAX_DEPTH]; /* leaf first; beyond depth, anything */
 };
 
@@ -60,7 +81,7 @@ static __always_inline u64 hash_end(u64 hash, u64 length)
 /* Keeps a stack under its hash; returns its id. */
 static __always_inline u64 stack_keep(struct stack *stack, u64 hash)
 {
-	u64 id = hash_end(hash, stack->depth);
+	u64 id = hash_end(hash, *(u64 *)stack);
 
 	if (id < STACK_FIRST_ID)
 		id += STACK_FIRST_ID;

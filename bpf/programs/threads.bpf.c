@@ -5,7 +5,8 @@
  *   TASK_PID TASK_TGID TASK_COMM TASK_STATE TASK_FLAGS  offsets from BTF
  *   TASK_ON_CPU TASK_EXIT_STATE TASK_NVCSW TASK_NIVCSW
  *   USER_STACKS               take the registers of user space ...
- *   REGS_IP REGS_BP REGS_CS   ... at these offsets in struct pt_regs; the last two on x86-64 only
+ *   REGS_IP                   ... at this offset in struct pt_regs, and on x86-64 also
+ *   REGS_BP REGS_CS REGS_SP REGS_ORIG_AX
  *   KERNEL_STACKS             take kernel stacks
  *   ORC_IPS ORC_ROWS          the kernel's unwind table, if the scheduler's frames can be had,
  *   ORC_COUNT ORC_STEP           its rows, and the greatest power of two below them,
@@ -38,6 +39,8 @@ struct thread {
 	u64 switches; /* how often it left a CPU */
 	u64 ip;       /* of user space */
 	u64 bp;
+	u64 sp;
+	u64 call; /* the system call it is in, or -1 */
 	u32 cs;
 	s32 depth; /* of kernel; an error if negative */
 	char comm[16];
@@ -148,6 +151,8 @@ static __always_inline void take_registers(void *task, struct thread *thread)
 #ifdef REGS_BP
 	READ(thread->bp, registers + REGS_BP);
 	READ(thread->cs, registers + REGS_CS);
+	READ(thread->sp, registers + REGS_SP);
+	READ(thread->call, registers + REGS_ORIG_AX);
 #endif
 }
 #endif

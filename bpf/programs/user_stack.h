@@ -10,40 +10,10 @@
 #ifndef BPFLAME_USER_STACK_H
 #define BPFLAME_USER_STACK_H
 
+#include "registers.h"
 #include "stack.h"
 
-#define WINDOW_WORDS 256 /* a power of two */
-
-/* struct pt_regs of x86-64, from rbp to rsp. */
-struct entry_regs {
-	u64 bp;
-	u64 others[10];
-	u64 orig_ax; /* the system call, or -1 */
-	u64 ip;
-	u64 cs;
-	u64 flags;
-	u64 sp;
-};
-#define ENTRY_REGS_OFFSET 32
-#define USER_CS 0x33 /* of 64-bit code */
-#define PAGE 4096
-
-struct window {
-	u64 word[WINDOW_WORDS];
-};
-
 BPF_PERCPU_ARRAY(user_window, struct window, 1);
-
-/* What the current task entered the kernel with; all zero if it has no user registers. */
-static __always_inline void entry_regs_read(struct entry_regs *regs)
-{
-#ifdef ENTRY_REGS
-	struct task_struct *task = (void *)bpf_get_current_task_btf();
-	u64 all = bpf_task_pt_regs(task);
-
-	bpf_probe_read_kernel(regs, sizeof(*regs), (void *)(all + ENTRY_REGS_OFFSET));
-#endif
-}
 
 static __always_inline u64 user_stack_id(void *ctx, const struct entry_regs *regs)
 {
@@ -69,7 +39,7 @@ static __always_inline u64 user_stack_id(void *ctx, const struct entry_regs *reg
 
 	u32 depth = 1;
 
-	for (u32 i = 1; i < MAX_DEPTH; i++) {
+	for (u32 i = 1; i < USER_DEPTH; i++) {
 		u64 frame[2], offset = fp - base;
 
 		if (offset + sizeof(frame) <= size && offset < size && !(offset & 7)) {

@@ -37,6 +37,14 @@ struct link {
 	u32 zero;
 };
 
+/* Who wakes whom. */
+struct wakeup {
+	u64 when;
+	u32 waker; /* its tid; 0 for interrupts */
+	u32 woken;
+	struct link link;
+};
+
 enum chain_end {
 	END_ORIGIN,  /* the last waker was not waiting itself meanwhile, or it is an interrupt */
 	END_UNKNOWN, /* nobody was seen to wake the last waker */
@@ -89,30 +97,29 @@ static __always_inline u64 link_keep(struct link *link)
 	return id;
 }
 
-/* The id of a link for the current task, or the interrupt that it was stopped by. */
-static __always_inline u64 link_current(void *ctx, struct ids current, bool *interrupt)
+/* Makes the link of the current task, or of the interrupt that it was stopped by. */
+static __always_inline void link_current(void *ctx, struct wakeup *wakeup)
 {
-	struct link link = {};
-
+	struct ids current = current_ids();
+	struct link *link = &wakeup->link;
 	struct entry_regs regs = {};
+	bool interrupt = false;
 
 	entry_regs_read(&regs);
 	/* Taken whatever stacks are asked for: it tells of the interrupt. */
-	link.kernel = kernel_stack_id(ctx, regs.orig_ax << 2 | RECALL_WAKING, interrupt);
-	if (current.tid == 0)
-		*interrupt = true;
-	if (*interrupt) {
-		link.context = CONTEXT_INTERRUPT;
-		return link_keep(&link);
+	link->kernel = kernel_stack_id(ctx, regs.orig_ax << 2 | RECALL_WAKING, &interrupt);
+	if (current.tid == 0 || interrupt) {
+		link->context = CONTEXT_INTERRUPT;
+		return;
 	}
+	wakeup->waker = current.tid;
 #ifndef KERNEL_STACKS
-	link.kernel = STACK_NONE;
+	link->kernel = STACK_NONE;
 #endif
-#ifdef USER_STACKS
-	link.user = user_stack_id(ctx, &regs);
+#if defined(USER_STACKS) && !defined(UNWIND)
+	link->user = user_stack_id(ctx, &regs);
 #endif
-	link.who = who_is_current(current);
-	return link_keep(&link);
+	link->who = who_is_current(current);
 }
 
 /* The id of a chain: kept under a hash of its content, or that of its only link. */

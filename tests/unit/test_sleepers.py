@@ -35,7 +35,8 @@ def record(
 ) -> bytes:
     """One record, as ``threads.bpf.c`` writes it."""
     depth = len(kernel) if depth is None else depth
-    head = struct.pack("<4I3QIi16s", 12, 11, 1, flags, 99, 0x400123, 0x7FF0, cs, depth, b"a b\0x")
+    registers = (0x400123, 0x7FF0, 0x7FE0, 35)
+    head = struct.pack("<4I5QIi16s", 12, 11, 1, flags, 99, *registers, cs, depth, b"a b\0x")
     return (
         head
         + struct.pack("<9Q", *leaf, *[0] * (9 - len(leaf)))
@@ -45,9 +46,10 @@ def record(
 
 def thread(**changes: object) -> Thread:
     """A thread that sleeps in user space at 0x400123."""
-    return Thread(12, 11, b"a b", 1, False, 99, 0x400123, 0x7FF0, True, (), False)._replace(
-        **changes
+    sleeps = Thread(
+        12, 11, b"a b", 1, False, 99, 0x400123, 0x7FF0, True, (), False, 0x7FE0, called=True
     )
+    return sleeps._replace(**changes)
 
 
 def test_records_follow_each_other_whatever_their_length() -> None:

@@ -1,0 +1,423 @@
+/* The user stack of the current task, unwound by tables made of the .eh_frame of what it runs.
+ *
+ * A walk goes on through several programs, each of which takes WALK_FRAMES frames and calls itself
+ * as its tail: its state is in per-CPU memory, so the verifier knows nothing of it and is done
+ * soon. (One program for all takes up to 900,000 of its million instructions, and is slower.)
+ *
+ * A process that is not known yet, or an address that lies in no mapping known of it, cannot be
+ * unwound here. Then registers and stack are copied to user space, which reads what it needs from
+ * /proc, unwinds them there, and puts the tables in place for the next time. So processes that live
+ * for some milliseconds have whole stacks too.
+ *
+ * The program that includes this defines a function for its end of the walk, and
+ *   WALK_FRAMES               frames that one program takes
+ *   TASK_MM                   offset from BTF
+ *   CHUNK_ENTRIES SPACE_ENTRIES COPY_RING_PAGES              room
+ */
+#ifndef BPFLAME_UNWIND_H
+#define BPFLAME_UNWIND_H
+
+#include "counters.h"
+#include "registers.h"
+#include "stack.h"
+#include "tables.h"
+
+/* A rule is, from its low end: enum cfa_kind (u8), enum bp_kind (u8), an offset (s16) for the
+ * latter and one (s32) for the former. The orders are those of bpflame.bpf.unwind.rules. */
+enum cfa_kind {
+	CFA_GAP,
+	CFA_SP,
+	CFA_BP,
+	CFA_PLT,
+	CFA_AT_SP,
+	CFA_AT_BP,
+	CFA_R10,
+	CFA_SIGNAL,
+	CFA_END,
+	CFA_UNSUPPORTED,
+	CFA_FRAME,
+};
+
+enum bp_kind {
+	BP_SAME,
+	BP_AT_CFA,
+	BP_AT_BP,
+	BP_LOST,
+};
+
+/* struct rt_sigframe, arch/x86/include/asm/sigframe.h, seen from the handler's return address. */
+#define SIGNAL_BP 120
+#define SIGNAL_SP 160
+#define SIGNAL_IP 168
+
+#define VSYSCALL 0xffffffffff600000 /* emulated: each of its functions is as good as a return */
+#define RULE_FRAME ((u64)CFA_FRAME)
+#define RULE_CALLED (CFA_SP | 8ULL << 32)
+
+#define BEFORE 64 /* bytes that a window begins before what is asked for: saved registers */
+
+#define COPY_PAGES 12
+
+struct place {
+	u64 ip;
+	u64 sp;
+	u64 bp;
+	u64 r10;   /* of the leaf */
+	u32 exact; /* ip is no return address */
+	u32 depth;
+};
+
+struct walk {
+	struct place now;
+	struct place leaf;
+	u64 start; /* the last mapping */
+	u64 size;
+	u64 delta;
+	u32 pages;
+	u32 count;
+	u64 window_at;
+	u64 window_size;
+	u64 hash;
+	u64 born;
+	u32 pid;
+	u32 block; /* the mappings */
+	u32 mappings;
+	u32 busy;
+	struct window window;
+	struct stack stack;
+};
+
+BPF_PERCPU_ARRAY(walks, struct walk, 1);
+
+enum copy_kind {
+	COPY_PAGE,
+	COPY_END,
+};
+
+struct copy_head {
+	u64 id;
+	u32 kind;
+	u32 size; /* of what follows */
+};
+
+struct copy_page {
+	struct copy_head head;
+	u64 at;
+	u8 bytes[PAGE];
+};
+
+struct copy_end {
+	struct copy_head head;
+	struct place leaf;
+	u64 born;
+	u32 pid;
+	u32 zero;
+};
+
+BPF_RINGBUF_OUTPUT(copies, COPY_RING_PAGES);
+
+static __always_inline u64 bounded(u64 size, u64 most)
+{
+	asm volatile("" : "+r"(size));
+	return size > most ? most : size;
+}
+
+/* A word of the stack. What lies around it is read along, as far as the end of its page: that far
+ * all is there if any is. */
+static __always_inline bool word_at(struct walk *walk, u64 at, u64 *word)
+{
+	u64 offset = at - walk->window_at;
+
+	if (at & 7)
+		return !bpf_probe_read_user(word, sizeof(*word), (void *)at);
+	if (offset >= walk->window_size) {
+		u64 page = at & ~(PAGE - 1ULL);
+		u64 base = at - page < BEFORE ? page : at - BEFORE;
+		u64 size = bounded(page + PAGE - base, sizeof(walk->window));
+
+		walk->window_size = 0;
+		if (bpf_probe_read_user(&walk->window, size, (void *)base))
+			return false;
+		walk->window_at = base;
+		walk->window_size = size;
+		offset = at - base;
+	}
+	*word = walk->window.word[offset / sizeof(u64) & (WINDOW_WORDS - 1)];
+	return true;
+}
+
+/* The rule for the present frame; an end of the stack where there is none. */
+static __always_inline enum stack_end rule_find(struct walk *walk, u64 *rule)
+{
+	u64 pc = walk->now.ip - !walk->now.exact;
+
+	if (pc - walk->start >= walk->size) {
+		if (pc >= VSYSCALL && pc < VSYSCALL + PAGE) {
+			*rule = RULE_CALLED;
+			return END_UNTOLD;
+		}
+		if ((s64)pc < 0)
+			return END_NO_MAPPING;
+
+		struct mapping *mapping = mapping_find(walk->block, walk->mappings, pc);
+
+		if (!mapping || pc - mapping->start >= mapping->end - mapping->start)
+			return END_NO_MAPPING;
+		walk->start = mapping->start;
+		walk->size = mapping->end - mapping->start;
+		walk->delta = mapping->delta;
+		walk->pages = mapping->pages;
+		walk->count = mapping->count;
+	}
+	if (!walk->pages) {
+		*rule = RULE_FRAME;
+		return walk->count == WHY_FRAMES  ? END_UNTOLD
+		       : walk->count == WHY_LATER ? END_NOT_READY
+						  : END_NO_TABLE;
+	}
+
+	u64 offset = pc + walk->delta;
+
+	if (offset / PAGE >= walk->count)
+		return END_NO_TABLE;
+
+	u32 number = row_find(walk->pages, offset);
+	u64 *found = rules.lookup(&number);
+
+	if (!found)
+		return END_NO_TABLE;
+	*rule = *found;
+	return END_UNTOLD;
+}
+
+/* From the handler's frame to what the signal interrupted. */
+static __always_inline enum stack_end signal_step(struct walk *walk)
+{
+	u64 sp = walk->now.sp, ip = 0;
+
+	if (!word_at(walk, sp + SIGNAL_BP, &walk->now.bp) ||
+	    !word_at(walk, sp + SIGNAL_SP, &walk->now.sp) || !word_at(walk, sp + SIGNAL_IP, &ip))
+		return END_UNREADABLE;
+	walk->now.ip = ip;
+	walk->now.exact = true;
+	return ip ? END_UNTOLD : END_COMPLETE;
+}
+
+/* The caller's frame, by a rule; END_UNTOLD if there is one. */
+static __always_inline enum stack_end rule_apply(struct walk *walk, u64 rule)
+{
+	struct place *now = &walk->now;
+	u8 kind = rule, bp_kind = rule >> 8;
+	s64 bp_offset = (s16)(rule >> 16), offset = (s32)(rule >> 32);
+	u64 cfa, ip = 0, bp = now->bp;
+
+	if (kind == CFA_SP) {
+		cfa = now->sp + offset;
+	} else if (kind == CFA_BP) {
+		cfa = now->bp + offset;
+	} else if (kind == CFA_FRAME) {
+		if (!now->bp)
+			return END_COMPLETE;
+		walk->stack.guessed = true;
+		cfa = now->bp + 16;
+		bp_kind = BP_AT_CFA;
+		bp_offset = -16;
+	} else if (kind == CFA_PLT) {
+		cfa = now->sp + 8 + ((now->ip & 15) >= offset ? 8 : 0);
+	} else if (kind == CFA_AT_SP || kind == CFA_AT_BP) {
+		u64 base = kind == CFA_AT_SP ? now->sp : now->bp;
+
+		if (!word_at(walk, base + (offset >> 8), &cfa))
+			return END_UNREADABLE;
+		cfa += offset & 255;
+	} else if (kind == CFA_R10 && now->depth == 1) {
+		cfa = now->r10 + offset;
+	} else if (kind == CFA_SIGNAL) {
+		return signal_step(walk);
+	} else if (kind == CFA_END) {
+		return END_COMPLETE;
+	} else if (kind == CFA_GAP) {
+		/* Start code of other C libraries is written by hand, and clears rbp. */
+		return now->depth > 1 && !now->bp ? END_COMPLETE : END_NO_TABLE;
+	} else {
+		return END_UNSUPPORTED;
+	}
+	if (cfa <= now->sp)
+		return END_NOT_GROWING;
+	if (bp_kind == BP_LOST) {
+		bp = 0;
+	} else if (bp_kind != BP_SAME) {
+		if (!word_at(walk, (bp_kind == BP_AT_CFA ? cfa : bp) + bp_offset, &bp))
+			return END_UNREADABLE;
+	}
+	if (!word_at(walk, cfa - sizeof(ip), &ip))
+		return END_UNREADABLE;
+	now->ip = ip;
+	now->sp = cfa;
+	now->bp = bp;
+	now->exact = false;
+	return ip ? END_UNTOLD : END_COMPLETE;
+}
+
+/* One frame; whether there is another. */
+static __always_inline bool walk_step(struct walk *walk)
+{
+	u64 rule = 0, ip = walk->now.ip;
+	u64 depth = walk->now.depth;
+	enum stack_end end = rule_find(walk, &rule);
+
+	/* An address in no mapping is chance, if it is not where the task really is. */
+	if (end == END_NO_MAPPING && depth) {
+		walk->stack.end = end;
+		return false;
+	}
+	asm volatile("" : "+r"(depth));
+	if (depth >= USER_DEPTH) {
+		walk->stack.end = END_TOO_DEEP;
+		return false;
+	}
+	/* An interrupted instruction beyond the leaf is given as if it were a call. */
+	ip += depth && walk->now.exact;
+	walk->stack.ip[depth] = ip;
+	HASH_ROUND(walk->hash, ip);
+	walk->now.depth = depth + 1;
+	if (end == END_UNTOLD)
+		end = rule_apply(walk, rule);
+	walk->stack.end = end;
+	return end == END_UNTOLD;
+}
+
+/* WALK_FRAMES frames; whether there are more. */
+static __always_inline bool walk_on(struct walk *walk)
+{
+	for (u32 i = 0; i < WALK_FRAMES; i++)
+		if (!walk_step(walk))
+			return false;
+	return true;
+}
+
+/* Copies registers and stack to user space; the id of the stack that will come of it. */
+static __always_inline u64 copy_stack(struct walk *walk)
+{
+	u64 at = walk->leaf.sp, id = hash_end(bpf_ktime_get_ns() << 13 | bpf_get_smp_processor_id(), 0);
+
+	for (u32 i = 0; i < COPY_PAGES; i++) {
+		u64 size = bounded(PAGE - (at & (PAGE - 1)), PAGE);
+		struct copy_page *page = copies.ringbuf_reserve(sizeof(*page));
+
+		if (!page)
+			return STACK_LOST;
+		if (bpf_probe_read_user(page->bytes, size, (void *)at)) {
+			copies.ringbuf_discard(page, BPF_RB_NO_WAKEUP);
+			break;
+		}
+		page->head.id = id;
+		page->head.kind = COPY_PAGE;
+		page->head.size = size;
+		page->at = at;
+		copies.ringbuf_submit(page, BPF_RB_NO_WAKEUP);
+		at += size;
+	}
+
+	struct copy_end *end = copies.ringbuf_reserve(sizeof(*end));
+
+	if (!end)
+		return STACK_LOST;
+	end->head.id = id;
+	end->head.kind = COPY_END;
+	end->head.size = 0;
+	end->leaf = walk->leaf;
+	end->born = walk->born;
+	end->pid = walk->pid;
+	end->zero = 0;
+	copies.ringbuf_submit(end, BPF_RB_FORCE_WAKEUP);
+	return id;
+}
+
+/* Whether user space may find out more than is known here. */
+static __always_inline bool is_worth_a_copy(struct walk *walk)
+{
+	if (walk->stack.end == END_NOT_READY)
+		return true;
+	if (walk->stack.end != END_NO_MAPPING)
+		return false;
+
+	struct address_space *space = address_spaces.lookup(&walk->pid);
+
+	if (!space || space->born != walk->born)
+		return true;
+	if (space->patience <= 0)
+		return false;
+	__sync_fetch_and_add(&space->patience, -1);
+	return true;
+}
+
+/* Keeps what was walked; its id. */
+static __always_inline u64 walk_end(struct walk *walk)
+{
+	u64 id = STACK_LOST;
+
+	if (is_worth_a_copy(walk)) {
+		id = copy_stack(walk);
+		count_event(id == STACK_LOST ? COUNTER_LOST_COPIES : COUNTER_COPIES, 1);
+	}
+	if (id == STACK_LOST) {
+		walk->stack.depth = walk->now.depth;
+		id = stack_keep(&walk->stack, walk->hash);
+	}
+	walk->busy = false;
+	return id;
+}
+
+/* Prepares a walk for the current task; whether there is something to walk. If not, *id is that of
+ * the stack, if there is one.
+ *
+ * `regs` are its user registers; `exact`: they are of where it was interrupted. */
+static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struct entry_regs *regs,
+				       bool exact, u32 pid, u64 born, u64 *id)
+{
+	u64 mm = 0, task = bpf_get_current_task();
+
+	*id = STACK_NONE;
+	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + TASK_MM));
+	if (!mm || !regs->cs) /* a kernel thread, one of io_uring, or one that exits */
+		return false;
+	if (walk->busy) { /* an interrupt in the middle of another walk */
+		*id = STACK_LOST;
+		return false;
+	}
+	walk->stack.guessed = false;
+	if (regs->cs != USER_CS) {
+		walk->stack.end = END_NARROW;
+		*id = stack_take(ctx, BPF_F_USER_STACK, &walk->stack, NULL);
+		return false;
+	}
+	walk->busy = true;
+	walk->now.ip = regs->ip;
+	walk->now.sp = regs->sp;
+	walk->now.bp = regs->bp;
+	walk->now.r10 = regs->r10;
+	walk->now.exact = exact;
+	walk->now.depth = 0;
+	walk->leaf = walk->now;
+	walk->size = 0;
+	walk->window_size = 0;
+	walk->hash = 0;
+	walk->pid = pid;
+	walk->born = born;
+
+	struct address_space *space = address_spaces.lookup(&pid);
+
+	if (space && space->born == born) {
+		walk->block = space->block;
+		walk->mappings = space->count;
+		return true;
+	}
+	walk->stack.ip[0] = regs->ip;
+	walk->stack.end = END_NOT_READY;
+	walk->now.depth = 1;
+	*id = walk_end(walk);
+	return false;
+}
+
+#endif
