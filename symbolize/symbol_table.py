@@ -164,7 +164,30 @@ def _best_last(symbols: Symbols, name_of: NameSource) -> NDArray[np.int64]:
         keys = symbols.key[order[low : high + 1]].tolist()
         best = low + min(range(len(keys)), key=lambda i: _preference(name_of(keys[i], _COMPARED)))
         order[best], order[high] = order[high], order[best]
+    _sort_the_longer(symbols, name_of, order)
     return order
+
+
+def _sort_the_longer(symbols: Symbols, name_of: NameSource, order: NDArray[np.int64]) -> None:
+    """Sorts the symbols that go on where the best of their address ends: they own what follows."""
+    start, size = symbols.start[order], symbols.size[order]
+    best = np.searchsorted(start, start, side="right") - 1
+    longer = np.flatnonzero(size > size[best])
+    addresses, count = np.unique(best[longer], return_counts=True)
+    for high in addresses[count > 1].tolist():
+        places = longer[best[longer] == high]
+        ranked = sorted(order[places].tolist(), key=lambda i: _rank(symbols, name_of, i))
+        order[places] = ranked
+
+
+def _rank(
+    symbols: Symbols, name_of: NameSource, index: int
+) -> tuple[int, int, tuple[int, ...], bytes]:
+    """Sorts symbols of one address, the best last."""
+    underscores, length, name = _preference(name_of(int(symbols.key[index]), _COMPARED))
+    rank = int(symbols.function[index]) * 4 + int(symbols.binding[index])
+    reversed_name = bytes(255 - byte for byte in name) + b"\xff"
+    return rank, int(symbols.size[index]), (-underscores, -length), reversed_name
 
 
 def _preference(name: bytes) -> tuple[int, int, bytes]:
