@@ -48,6 +48,7 @@ class CpuOptions:
         cgroups: Keep the control group of each sample.
         unwind: How to unwind user stacks.
         max_depth: How many frames a user stack may have.
+        timed: Keep count of what walks take, for benchmarks.
     """
 
     target: Target = dataclasses.field(default_factory=Target)
@@ -61,6 +62,7 @@ class CpuOptions:
     cgroups: bool = False
     unwind: Unwind = Unwind.FP
     max_depth: int = 127
+    timed: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -118,7 +120,7 @@ def compile_program(options: CpuOptions) -> Program:
     }
     if options.walks:
         defines.update(unwind_defines(options.max_depth, btf))
-        switches["ENTRY_REGS"] = True
+        switches.update(ENTRY_REGS=True, WALK_TIMES=options.timed)
     defines.update({name: None for name, on in switches.items() if on})
     with get_ready(options.walks):
         return Program("cpu", defines)

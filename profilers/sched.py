@@ -55,6 +55,7 @@ class SchedOptions:
         check: Verify every kernel stack that is recognised, and count.
         unwind: How to unwind user stacks.
         max_depth: How many frames a user stack may have.
+        timed: Keep count of what walks take, for benchmarks.
     """
 
     question: str
@@ -74,6 +75,7 @@ class SchedOptions:
     check: bool = False
     unwind: Unwind = Unwind.FP
     max_depth: int = 127
+    timed: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -176,6 +178,7 @@ def compile_program(options: SchedOptions, entries: KernelEntries, room: Room) -
         "USER_STACKS": options.user,
         "USER_THREADS": options.only == "user",
         "WAITER_STACKS": options.question != WAKEUP,
+        "WALK_TIMES": options.timed,
         "WHOLE_ONLY": options.whole_only,
         "ENTRY_REGS": platform.machine() == "x86_64" and btf.knows("BPF_FUNC_task_pt_regs"),
     }

@@ -13,6 +13,7 @@
  *   WALK_FRAMES               frames that one program takes
  *   TASK_MM                   offset from BTF
  *   CHUNK_ENTRIES SPACE_ENTRIES COPY_RING_PAGES              room
+ *   WALK_TIMES                keep count of what walks take, for benchmarks
  */
 #ifndef BPFLAME_UNWIND_H
 #define BPFLAME_UNWIND_H
@@ -83,11 +84,35 @@ struct walk {
 	u32 block; /* the mappings */
 	u32 mappings;
 	u32 busy;
+#ifdef WALK_TIMES
+	u64 began;
+#endif
 	struct window window;
 	struct stack stack;
 };
 
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
+
+#ifdef WALK_TIMES
+#define WALK_TIMES_MOST 1024
+BPF_ARRAY(frame_times, u64, WALK_TIMES_MOST); /* walks, by ns for each frame */
+BPF_ARRAY(walk_times, u64, WALK_TIMES_MOST);  /* walks, by units of 32 ns for all */
+
+static __always_inline void count_time(u32 ns, u32 frames)
+{
+	u32 each = frames ? ns / frames : 0, all = ns / 32;
+	u64 *count;
+
+	each = each < WALK_TIMES_MOST ? each : WALK_TIMES_MOST - 1;
+	all = all < WALK_TIMES_MOST ? all : WALK_TIMES_MOST - 1;
+	count = frame_times.lookup(&each);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	count = walk_times.lookup(&all);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+#endif
 
 enum copy_kind {
 	COPY_PAGE,
@@ -357,6 +382,9 @@ static __always_inline u64 walk_end(struct walk *walk)
 {
 	u64 id = STACK_LOST;
 
+#ifdef WALK_TIMES
+	count_time(bpf_ktime_get_ns() - walk->began, walk->now.depth);
+#endif
 	if (is_worth_a_copy(walk)) {
 		id = copy_stack(walk);
 		count_event(id == STACK_LOST ? COUNTER_LOST_COPIES : COUNTER_COPIES, 1);
@@ -393,6 +421,9 @@ static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struc
 		return false;
 	}
 	walk->busy = true;
+#ifdef WALK_TIMES
+	walk->began = bpf_ktime_get_ns();
+#endif
 	walk->now.ip = regs->ip;
 	walk->now.sp = regs->sp;
 	walk->now.bp = regs->bp;
