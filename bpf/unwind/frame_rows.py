@@ -205,7 +205,8 @@ def _to_rules(state: Ints) -> NDArray[np.uint64]:
     slot = np.where(with_offset, bp_kind << 8 | (bp_offset & 0xFFFF) << 16, bp_kind << 8)
     slot[popped] = Bp.SAME << 8
     rule = kind | slot | cfa_offset << 32
-    rule[(kind == Cfa.UNSUPPORTED) | (cfa_offset == TOO_FAR)] = Cfa.UNSUPPORTED
+    register = (kind == Cfa.SP) | (kind == Cfa.BP) | (kind == Cfa.R10)
+    rule[(kind == Cfa.UNSUPPORTED) | (register & (cfa_offset == TOO_FAR))] = Cfa.UNSUPPORTED
     rule[state & RA != RA_BELOW_CFA] = Cfa.UNSUPPORTED
     rule[state & FOREIGN != 0] = Cfa.UNSUPPORTED
     rule[state & RA == RA_UNDEFINED] = Cfa.END

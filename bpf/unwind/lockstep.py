@@ -201,7 +201,7 @@ class _Lockstep:
         self._state = self._state[which]
 
     def _uleb(self, which: Ints) -> Ints:
-        """Reads a number of each program; above 2^62 it is not exact."""
+        """Reads a number of each program; from 2^56 on it is not exact."""
         position = self._position[which]
         value, self._position[which] = uleb(self._bytes, position)
         return value

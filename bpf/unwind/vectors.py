@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_EXACT = 56
+
 
 def unaligned(data: bytes, kind: str) -> NDArray[Any]:
     """A view of data as a number at each byte, so that ``view[n]`` is the number at byte n."""
@@ -25,7 +27,7 @@ def uleb(
         position: Shape (n,).
 
     Returns:
-        The numbers, of which bits from 62 on are dropped, and the positions after them.
+        The numbers, or 2^56 for all from there on, and the positions after them.
     """
     value = data[position].astype(np.int64)
     after = position + 1
@@ -38,7 +40,9 @@ def uleb(
             break
         byte = data[after[more]].astype(np.int64)
         after[more] += 1
-        if shift < 62:
-            value[more] |= (byte & 0x7F) << shift & (1 << 62) - 1
+        if shift < _EXACT:
+            value[more] |= (byte & 0x7F) << shift
+        else:
+            value[more[byte & 0x7F != 0]] = 1 << _EXACT
         more = more[byte >= 0x80]
     return value, after

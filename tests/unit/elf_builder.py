@@ -36,6 +36,7 @@ class Section:
     offset: int | None = None
     link: int = 0
     entry: int = 0
+    name: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,12 @@ def build(
     more: Sequence[Section] = (),
     bits: int = 64,
     order: str = "<",
+    machine: int = 62,
 ) -> bytes:
-    """An ELF file: null section, ``code``, then .symtab, .strtab, .dynsym, .dynstr and ``more``."""
+    """An ELF file: null section, ``code``, then .symtab, .strtab, .dynsym, .dynstr and ``more``.
+
+    The names of sections come last, if there are any.
+    """
     sections = [Section(flags=0, kind=0), *code]
     for kind, rows in ((SYMTAB, symbols), (DYNSYM, dynamic)):
         if rows:
@@ -97,6 +102,9 @@ def build(
             )
             sections.append(Section(flags=0, kind=STRTAB, data=strings))
     sections.extend(more)
+    names = b"".join(section.name + b"\0" for section in sections if section.name)
+    if names:
+        sections.append(Section(flags=0, kind=STRTAB, data=b"\0" + names))
 
     word = "Q" if bits == 64 else "I"
     header_size, segment_size, section_size = (64, 56, 64) if bits == 64 else (52, 32, 40)
@@ -108,7 +116,8 @@ def build(
         body += section.data
         table += struct.pack(
             f"{order}II4{word}II2{word}",
-            *(0, section.kind, section.flags, section.address, offset, size),
+            (b"\0" + names).index(section.name + b"\0"),
+            *(section.kind, section.flags, section.address, offset, size),
             *(section.link, 0, 1, section.entry),
         )
     programs = b"".join(
@@ -128,7 +137,8 @@ def build(
     ident = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1 if order == "<" else 2, 1]) + bytes(9)
     header = ident + struct.pack(
         f"{order}HHI3{word}I6H",
-        *(3, 62, 1, 0, header_size, position + len(body), 0),
-        *(header_size, segment_size, len(segments), section_size, len(sections), 0),
+        *(3, machine, 1, 0, header_size, position + len(body), 0),
+        *(header_size, segment_size, len(segments), section_size, len(sections)),
+        len(sections) - 1 if names else 0,
     )
     return header + programs + body + table
