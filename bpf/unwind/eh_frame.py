@@ -51,6 +51,7 @@ class Fdes:
         end: Of its end.
         first: Offset of the program in ``data``.
         last: Of its end.
+        of_all: How many FDEs there were, sound or not.
     """
 
     data: bytes
@@ -61,6 +62,7 @@ class Fdes:
     end: Ints
     first: Ints
     last: Ints
+    of_all: int
 
     def __len__(self) -> int:
         return len(self.cie)
@@ -85,7 +87,7 @@ def read(elf: ElfFile) -> Fdes:
     content = _content(elf)
     starts, whole = _entries(elf, content)
     fdes = _decode(elf, content, starts)
-    if not len(fdes) and not whole:
+    if not len(fdes) and not (whole and fdes.of_all == 0):
         raise BadElf(elf.path, "damaged .eh_frame")
     return fdes
 
@@ -170,12 +172,8 @@ def _decode(elf: ElfFile, content: _Content, starts: Ints) -> Fdes:
     sound = np.append(cie_starts, -1)[found] == target
     cie = np.append(number, -1)[found]
     sound &= cie >= 0
-    fdes = Fdes(
-        content.data,
-        content.address,
-        cies,
-        *_programs(content, padded, cies, cie[sound], field[sound] + 4, end[sound]),
-    )
+    columns = _programs(content, padded, cies, cie[sound], field[sound] + 4, end[sound])
+    fdes = Fdes(content.data, content.address, cies, *columns, of_all=len(field))
     return _in_order(elf, fdes)
 
 

@@ -15,6 +15,7 @@ from bpflame.bpf.unwind.cfa import (
     RA_BELOW_CFA,
     RA_UNDEFINED,
     SIGNAL,
+    START,
     TOO_FAR,
     Machine,
     NeedsAddress,
@@ -32,6 +33,8 @@ _MAX_PROGRAM = 1 << 16
 _MAX_SINGLY = 4 << 20
 """Bytes of programs to run one by one, 0.5 us each. Real files need some thousand."""
 
+_NOT_UNDERSTOOD = [(0, START | FOREIGN)]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FrameRows:
@@ -41,7 +44,7 @@ class FrameRows:
         address: Virtual; shape (rows,).
         rule: Index into ``rules``; shape (rows,).
         rules: u64, distinct.
-        begin: Of each FDE that has rows; shape (FDEs,).
+        begin: Of each FDE; shape (FDEs,).
         end: Likewise.
     """
 
@@ -53,7 +56,7 @@ class FrameRows:
 
 
 def frame_rows(elf: ElfFile, fdes: Fdes) -> FrameRows:
-    """Runs the programs of all FDEs; one that is unsound costs the rows of its own FDEs.
+    """Runs the programs of all FDEs; for those of an unsound one the rule is UNSUPPORTED.
 
     Raises:
         BadElf: There are too many rows or odd programs.
@@ -70,8 +73,7 @@ def frame_rows(elf: ElfFile, fdes: Fdes) -> FrameRows:
     place += np.arange(len(place))
     address = np.repeat(fdes.begin, count) + runs.location[place]
     inside = address < np.repeat(fdes.end, count)
-    has = count > 0
-    return FrameRows(address[inside], number[place[inside]], rules, fdes.begin[has], fdes.end[has])
+    return FrameRows(address[inside], number[place[inside]], rules, fdes.begin, fdes.end)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,16 +125,17 @@ class _Programs:
         """The rows of all programs; raises BadElf."""
         cie = np.array(self._cie, np.int64)
         short = np.fromiter(map(len, self._bytes), np.int64, len(cie)) <= _MAX_PROGRAM
-        short &= np.array([each is not None for each in self._initial], np.bool_)[cie]
+        sound = short & np.array([each is not None for each in self._initial], np.bool_)[cie]
         plain = np.array([lockstep.plain(each) for each in self._fdes.cies], np.bool_)[cie]
-        together = np.flatnonzero(short & plain).tolist()
-        singly = np.flatnonzero(short & ~plain).tolist()
+        together = np.flatnonzero(sound & plain).tolist()
+        singly = np.flatnonzero(sound & ~plain).tolist()
         initial = np.array([self._initial[self._cie[each]] for each in together], np.int64)
         try:
             rows, rare = lockstep.run([self._bytes[each] for each in together], initial)
         except lockstep.TooManyRows as error:
             raise BadElf(self._elf.path, "too many rows of call frame information") from error
         found = self._run_singly(singly + [together[index] for index in rare])
+        found.update(dict.fromkeys(np.flatnonzero(~sound).tolist(), _NOT_UNDERSTOOD))
         single = np.array([row for each in found.values() for row in each], np.int64)
         single = single.reshape(-1, 2)
         first, count = np.zeros((2, len(self._bytes)), np.int64)
@@ -149,7 +152,7 @@ class _Programs:
 
     def _run_singly(self, programs: list[int]) -> dict[int, list[tuple[int, int]]]:
         """Rows by number of the program; new numbers for those that depend on their FDE."""
-        found = {}
+        found = dict.fromkeys(programs, _NOT_UNDERSTOOD)
         for number in programs:
             try:
                 found[number] = self._machine(number, self._bytes[number]).run()

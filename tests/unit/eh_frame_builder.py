@@ -89,7 +89,7 @@ class Frames:
             pointers = uleb(begin - base) + uleb(size)
         else:
             pointers = struct.pack(kind, begin - base) + struct.pack(kind, size)
-        content = struct.pack("<I", here - cie) + pointers + augmentation + program
+        content = struct.pack("<I", (here - cie) % 2**32) + pointers + augmentation + program
         return self.entry(content, wide)
 
     def terminator(self) -> None:
