@@ -87,18 +87,23 @@ def get_ready(walks: bool) -> Iterator[None]:
     """
 
     def load() -> None:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is no linear algebra here
         importlib.import_module("bpflame.bpf.unwind.walk")
         importlib.import_module("bpflame.profilers.unwind_tables")
 
     thread = threading.Thread(target=load, name="get_ready", daemon=True)
-    if walks:
-        thread.start()
+    if not walks:
+        yield
+        return
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # there is no linear algebra here
+    thread.start()
     try:
         yield
     finally:
-        if walks:
-            thread.join()  # no thread is to be there when the command is forked
+        thread.join()  # neither a thread nor the variable is to be there when a command is forked
+        del os.environ["OPENBLAS_NUM_THREADS"]
+        if before is not None:
+            os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
 class _Block:
