@@ -5,6 +5,8 @@ Of 20 million rows on a Debian system 0.07 % have an expression for the CFA, of 
 
 from __future__ import annotations
 
+import functools
+
 from bpflame.bpf.unwind.cie import Reader, Unsound
 from bpflame.bpf.unwind.rules import Cfa
 
@@ -15,6 +17,7 @@ _DEREF, _PLUS, _PLUS_UCONST, _LIT0, _LIT31 = 0x06, 0x22, 0x23, 0x30, 0x4F
 _PLT_HEAD, _PLT_TAIL = bytes.fromhex("7708 8000 3f1a"), bytes.fromhex("2a33 2422")
 
 
+@functools.lru_cache(maxsize=1024)
 def cfa(expression: bytes) -> tuple[Cfa, int]:
     """What a DW_CFA_def_cfa_expression comes to.
 

@@ -29,7 +29,7 @@ from bpflame.symbolize.elf_file import BadElf, ElfFile
 Ints = NDArray[np.int64]
 
 _MAX_PROGRAM = 1 << 16
-"""Ten times the longest that was found. The numpy loop takes a step for each byte at worst."""
+"""Three times the longest that was found. The numpy loop takes a step for each byte at worst."""
 _MAX_SINGLY = 4 << 20
 """Bytes of programs to run one by one, 0.5 us each. Real files need some thousand."""
 
