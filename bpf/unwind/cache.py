@@ -1,8 +1,6 @@
 """Unwind tables on disk, by build id, so that each file is read once and not at each recording.
 
-The folder is best effort: whatever is wrong with it, a table is built anew. As bpflame runs as
-root, the folder, and all folders above it, must be such that only root or its own user can change
-them; under sudo with the HOME of a user that is /var/cache.
+The folder is best effort: whatever is wrong with it, a table is built anew.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bpflame.bpf.unwind import trusted_folder
 from bpflame.bpf.unwind.rules import Bp, Cfa
 from bpflame.bpf.unwind.table import PAGE, Table
 
@@ -33,7 +32,6 @@ _MAX_FILE = 64 << 20
 """Twelve times the table of libLLVM-15."""
 _MAX_BUILD_ID = 64
 _DAY, _HOUR = 86_400, 3_600
-_SYSTEM_FOLDER = "/var/cache/bpflame/unwind"
 
 
 def _version() -> int:
@@ -55,7 +53,7 @@ class TableCache:
     """
 
     def __init__(self, folder: str | None = None, limit: int = _MAX_BYTES) -> None:
-        self._folders = [folder] if folder is not None else _own_folders()
+        self._folders = [folder] if folder is not None else trusted_folder.own()
         self._limit = limit
         self._size: int | None = None
 
@@ -89,66 +87,11 @@ class TableCache:
     @contextlib.contextmanager
     def _opened(self, create: bool) -> Iterator[int]:
         """A descriptor of the first folder that can be trusted. Raises OSError without one."""
-        descriptor = _open_trusted(self._folders, create)
+        descriptor = trusted_folder.open_first(self._folders, create)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def _own_folders() -> list[str]:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):
-        base = os.path.expanduser("~/.cache")
-    folders = [os.path.join(base, "bpflame", "unwind")] if os.path.isabs(base) else []
-    return folders + ([_SYSTEM_FOLDER] if os.geteuid() == 0 else [])
-
-
-def _open_trusted(folders: list[str], create: bool) -> int:
-    error: OSError = FileNotFoundError("no folder for unwind tables")
-    for folder in folders:
-        try:
-            return _open_folder(folder, create)
-        except OSError as problem:
-            error = problem
-    raise error
-
-
-def _open_folder(path: str, create: bool) -> int:
-    """Opens a folder that nobody else can change or replace; raises OSError otherwise."""
-    path = os.path.realpath(path)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    folder = os.open("/", flags)
-    try:
-        _require_trusted(folder, above=True)
-        names = [name for name in path.split("/") if name]
-        for index, name in enumerate(names):
-            if create:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=folder)
-            inner = os.open(name, flags, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-            _require_trusted(folder, above=index < len(names) - 1)
-    except BaseException:
-        os.close(folder)
-        raise
-    return folder
-
-
-def _require_trusted(folder: int, above: bool) -> None:
-    """Raises PermissionError when somebody else can change what is in a folder.
-
-    Args:
-        folder: A descriptor.
-        above: Whether it is a folder above the one of the tables: then it may be root's, or one
-            like /tmp in which nobody can replace the files of others.
-    """
-    status = os.fstat(folder)
-    owners = {os.geteuid(), 0} if above else {os.geteuid()}
-    shared = status.st_mode & 0o022 and not (above and status.st_mode & stat.S_ISVTX)
-    if status.st_uid not in owners or shared:
-        raise PermissionError("a folder that others can change")
 
 
 def _read(folder: int, build_id: bytes) -> Table:

@@ -1,4 +1,4 @@
-"""Finds and reads .eh_frame: which call frame program is for what code.
+"""Reads .eh_frame: which call frame program is for what code.
 
 After the Linux Standard Base, "Exception Frames". The entries are found by going from length to
 length, not by the sorted table of .eh_frame_hdr: that takes 0.1 us an entry, needs no trust in a
@@ -20,20 +20,18 @@ from bpflame.bpf.unwind.cie import (
     PC_RELATIVE,
     ULEB,
     Cie,
-    Reader,
     Unsound,
     parse,
 )
+from bpflame.bpf.unwind.sections import Content, find
 from bpflame.bpf.unwind.vectors import uleb, unaligned
-from bpflame.symbolize.elf_file import PT_GNU_EH_FRAME, BadElf, ElfFile
+from bpflame.symbolize.elf_file import BadElf, ElfFile
 
 Ints = NDArray[np.int64]
 
-# Caps: 12 times the bytes and 20 times the entries of libLLVM-15, the most that were found.
-_MAX_BYTES = 64 << 20
+# Caps: 20 times the entries of libLLVM-15, the most that were found.
 _MAX_ENTRIES = 2 << 20
 _MAX_CIES = 1 << 14
-_SHT_X86_64_UNWIND = 0x70000001
 _PADDING = bytes(32)
 """So that reads at the end of an entry need no check; more than any header takes."""
 
@@ -68,14 +66,6 @@ class Fdes:
         return len(self.cie)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Content:
-    data: bytes
-    address: int
-    header: int | None  # address of .eh_frame_hdr
-    bounded: bool  # whether its size is known, else it ends with a terminator
-
-
 def read(elf: ElfFile) -> Fdes:
     """The FDEs of a file; none when it has no call frame information.
 
@@ -84,7 +74,7 @@ def read(elf: ElfFile) -> Fdes:
     """
     if not elf.x86_64:
         raise BadElf(elf.path, "not of x86-64")
-    content = _content(elf)
+    content = find(elf)
     starts, whole = _entries(elf, content)
     fdes = _decode(elf, content, starts)
     if not len(fdes) and not (whole and fdes.of_all == 0):
@@ -92,43 +82,7 @@ def read(elf: ElfFile) -> Fdes:
     return fdes
 
 
-def _content(elf: ElfFile) -> _Content:
-    headers = elf.segments[elf.segments["type"] == PT_GNU_EH_FRAME]
-    header = int(headers[0]["vaddr"]) if headers.size else None
-    section = elf.section(b".eh_frame")
-    if section is None:
-        unwind = elf.sections[elf.sections["type"] == _SHT_X86_64_UNWIND]
-        unwind = unwind[unwind["addr"] != (0 if header is None else header)]
-        section = unwind[0] if unwind.size else None
-    if section is not None:
-        offset, size, address = (int(section[name]) for name in ("offset", "size", "addr"))
-    elif header is not None:
-        address = _behind_header(elf, header)
-        offset, size = elf.file_range(address)
-        size = min(size, _MAX_BYTES)
-    else:
-        return _Content(b"", 0, None, True)
-    if size > _MAX_BYTES:
-        raise BadElf(elf.path, f".eh_frame of {size} bytes")
-    if address >= 2**62:
-        raise BadElf(elf.path, f".eh_frame at {address:#x}")
-    data = elf.read(offset, size, ".eh_frame")
-    return _Content(data, address, header, section is not None)
-
-
-def _behind_header(elf: ElfFile, header: int) -> int:
-    """The address of .eh_frame that .eh_frame_hdr holds."""
-    offset, size = elf.file_range(header)
-    data = elf.read(offset, min(size, 4 + 10), ".eh_frame_hdr")
-    if data[:1] != b"\1" or len(data) < 8:
-        raise BadElf(elf.path, "damaged .eh_frame_hdr")
-    try:
-        return Reader(data, 4).pointer(data[1], header + 4)
-    except Unsound as error:
-        raise BadElf(elf.path, f".eh_frame_hdr: {error}") from error
-
-
-def _entries(elf: ElfFile, content: _Content) -> tuple[Ints, bool]:
+def _entries(elf: ElfFile, content: Content) -> tuple[Ints, bool]:
     """Offsets of the CIEs and FDEs, and whether one led to the next until the end."""
     data, size = content.data, len(content.data)
     starts: list[int] = []
@@ -153,7 +107,7 @@ def _entries(elf: ElfFile, content: _Content) -> tuple[Ints, bool]:
     raise BadElf(elf.path, f"more than {_MAX_ENTRIES} entries in .eh_frame")
 
 
-def _decode(elf: ElfFile, content: _Content, starts: Ints) -> Fdes:
+def _decode(elf: ElfFile, content: Content, starts: Ints) -> Fdes:
     padded = content.data + _PADDING
     lengths = unaligned(padded, "<u4")
     length = lengths[starts].astype(np.int64)
@@ -193,7 +147,7 @@ def _cies(elf: ElfFile, data: bytes, first: Ints, last: Ints) -> tuple[list[Cie]
 
 
 def _programs(
-    content: _Content, padded: bytes, cies: list[Cie], cie: Ints, position: Ints, last: Ints
+    content: Content, padded: bytes, cies: list[Cie], cie: Ints, position: Ints, last: Ints
 ) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """Reads what stands before the programs: cie, begin, end, first and last, as in Fdes."""
     data = np.frombuffer(padded, np.uint8)

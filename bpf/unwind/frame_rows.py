@@ -22,8 +22,10 @@ from bpflame.bpf.unwind.cfa import (
     program_start,
 )
 from bpflame.bpf.unwind.cie import Unsound
+from bpflame.bpf.unwind.columns import MAX_ROWS, TooManyRows
 from bpflame.bpf.unwind.eh_frame import Fdes
 from bpflame.bpf.unwind.rules import Bp, Cfa
+from bpflame.bpf.unwind.vectors import distinct
 from bpflame.symbolize.elf_file import BadElf, ElfFile
 
 Ints = NDArray[np.int64]
@@ -65,7 +67,7 @@ def frame_rows(elf: ElfFile, fdes: Fdes) -> FrameRows:
     runs = programs.run()
     number, rules = _rules(runs.state)
     count = runs.count[programs.of_fde]
-    if count.sum() > lockstep.MAX_ROWS:
+    if count.sum() > MAX_ROWS:
         raise BadElf(elf.path, f"{count.sum()} rows of call frame information")
     # Where each FDE's rows are among those of the programs, less where they come here.
     shift = runs.first[programs.of_fde] - (np.cumsum(count) - count)
@@ -132,7 +134,7 @@ class _Programs:
         initial = np.array([self._initial[self._cie[each]] for each in together], np.int64)
         try:
             rows, rare = lockstep.run([self._bytes[each] for each in together], initial)
-        except lockstep.TooManyRows as error:
+        except TooManyRows as error:
             raise BadElf(self._elf.path, "too many rows of call frame information") from error
         found = self._run_singly(singly + [together[index] for index in rare])
         found.update(dict.fromkeys(np.flatnonzero(~sound).tolist(), _NOT_UNDERSTOOD))
@@ -215,28 +217,3 @@ def _to_rules(state: Ints) -> NDArray[np.uint64]:
     rule[state & RA == RA_UNDEFINED] = Cfa.END
     rule[state & SIGNAL != 0] = Cfa.SIGNAL
     return rule.view(np.uint64)
-
-
-def distinct(values: Ints) -> tuple[Ints, Ints]:
-    """As np.unique with return_inverse, without an order, and without sorting most of the time.
-
-    Returns:
-        The number of each value, and the distinct values.
-    """
-    # Multiplied by 2^64 over the golden ratio, 16 bits from the top: a slot for each value.
-    slot = ((values.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).view(
-        np.int64
-    )
-    holder = np.zeros(1 << 16, np.int64)
-    holder[slot] = values
-    number = np.full(1 << 16, -1, np.int64)
-    number[slot] = 0
-    used = np.flatnonzero(number == 0)
-    number[used] = np.arange(len(used))
-    result = number[slot]
-    crowded = np.flatnonzero(holder[slot] != values)
-    if not crowded.size:
-        return result, holder[used]
-    more, inverse = np.unique(values[crowded], return_inverse=True)
-    result[crowded] = inverse.reshape(-1) + len(used)
-    return result, np.concatenate((holder[used], more))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from bpflame.bpf.unwind import expressions, lockstep
 from bpflame.bpf.unwind.cfa import Machine, NeedsAddress, program_start
 from bpflame.bpf.unwind.cie import ABSOLUTE, PC_RELATIVE, Cie, Unsound
-from bpflame.bpf.unwind.frame_rows import _to_rules, distinct
+from bpflame.bpf.unwind.frame_rows import _to_rules
 from bpflame.bpf.unwind.rules import Bp, Cfa, pack
+from bpflame.bpf.unwind.vectors import distinct
 from tests.unit.eh_frame_builder import STANDARD, sleb, uleb
 
 CIE = Cie(1, -8, 16, ABSOLUTE, True, False, STANDARD)

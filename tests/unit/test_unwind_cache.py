@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bpflame.bpf.unwind import cache as cache_module
+from bpflame.bpf.unwind import trusted_folder
 from bpflame.bpf.unwind.build import build_table
 from bpflame.bpf.unwind.cache import TableCache
 from bpflame.bpf.unwind.rules import Cfa, pack
@@ -206,7 +207,7 @@ def test_root_does_not_use_the_folder_of_a_user(
     os.chown(home, 65534, 65534)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(cache_module, "_SYSTEM_FOLDER", str(system))
+    monkeypatch.setattr(trusted_folder, "_SYSTEM_FOLDER", str(system))
     TableCache().store(ID, table())
     assert list(home.iterdir()) == []
     assert [each.name for each in system.iterdir()] == [NAME]

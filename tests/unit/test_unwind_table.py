@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bpflame.bpf.unwind import build, cfa, eh_frame, frame_rows, lockstep
+from bpflame.bpf.unwind import build, cfa, columns, eh_frame, frame_rows
 from bpflame.bpf.unwind.build import build_table
 from bpflame.bpf.unwind.rules import Bp, Cfa, pack
 from bpflame.bpf.unwind.table import Table
@@ -191,7 +191,8 @@ def test_too_much_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockstep, "MAX_ROWS", 99)
+    monkeypatch.setattr(columns, "MAX_ROWS", 99)
+    monkeypatch.setattr(frame_rows, "MAX_ROWS", 99)
     data = elf(frames_of(*((CODE + 0x40 * number, 0x40) for number in range(50))).data)
     with pytest.raises(BadElf, match="100 rows"):
         table_of(data, tmp_path)
