@@ -247,7 +247,9 @@ def test_stacks_are_those_that_a_recording_takes(
     for data in departure(pid, tmp_path, monkeypatch):
         voluntary, involuntary, user_bytes, kernel_bytes, *both = _DEPARTURE.unpack(data)
         found = of(by_iterator, pid)
-        if [(s.switches, s.lost) for s in found] == [(voluntary + involuntary, False)]:
+        # On a busy machine memory can be away for a moment: then bpf_get_stack() has nothing.
+        same = [(s.switches, s.lost) for s in found] == [(voluntary + involuntary, False)]
+        if same and user_bytes:
             break
     user, kernel = both[: user_bytes // 8], both[127 : 127 + kernel_bytes // 8]
     assert found[0].user == tuple(user)
