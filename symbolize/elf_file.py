@@ -81,6 +81,8 @@ class ElfFile:
         segments: The program headers, as in elf(5) without the prefixes of the names.
         sections: The section headers, likewise; empty when the file has none.
         symbol_layout: The dtype of a symbol.
+        trusted: Whether only root and bpflame's own user can have written it, so that its build
+            id may stand for its content.
         x86_64: Whether the code is of 64-bit x86 (x32 is not).
 
     Raises:
@@ -223,6 +225,7 @@ class ElfFile:
         if not stat.S_ISREG(status.st_mode):
             raise BadElf(self.path, "not a regular file")
         self.size = status.st_size
+        self.trusted = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
         try:
             # Only the header: pyelftools cannot be led astray by what it cannot see.
             header = ELFFile(io.BytesIO(self.read(0, min(64, self.size), "header")))

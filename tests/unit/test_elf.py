@@ -228,6 +228,68 @@ def test_no_build_id(make: Open, notes: bytes) -> None:
         assert image.build_id == b""
 
 
+# Code and sections
+
+
+def test_code_is_in_order_and_apart(make: Open) -> None:
+    segments = [
+        Segment(0, 0x9000, 0x100),
+        Segment(0, 0x1000, 0x800),
+        Segment(0, 0x1800, 0x100),
+        Segment(0, 0x1100, 0x10),
+        Segment(0, 0x5000, 0),
+        Segment(0, 0x7000, 0x100, elf.R),
+        Segment(0, 0x8000, 0x100, elf.RX, 4),
+    ]
+    with make(segments=segments) as image:
+        assert image.code == [(0x1000, 0x1900), (0x9000, 0x9100)]
+
+
+def test_sections_are_found_by_name(make: Open) -> None:
+    named = [
+        Section(0x10, kind=elf.NOBITS, name=b".eh_frame"),
+        Section(0x20, name=b".eh_frame_hdr"),
+        Section(0x30, name=b".eh_frame"),
+    ]
+    with make(more=named) as image:
+        found = image.section(b".eh_frame")
+        assert found is not None
+        assert found["addr"] == 0x30
+        assert image.section(b".eh_fram") is None
+    with make() as image:  # without names
+        assert image.section(b".eh_frame") is None
+
+
+def test_absurd_section_names_are_refused(make: Open) -> None:
+    data = bytearray(elf.build(more=[Section(name=b".text")]))
+    table, count = int.from_bytes(data[0x28:0x30], "little"), data[0x3C]
+    size = table + 64 * (count - 1) + 0x20
+    data[size : size + 8] = (1 << 40).to_bytes(8, "little")
+    with make(bytes(data)) as image, pytest.raises(BadElf, match="section names"):
+        image.section(b".text")
+
+
+def test_addresses_lead_to_the_file(make: Open) -> None:
+    with make(segments=[Segment(0x100, 0x5000, 0x80), Segment(0x300, 0x6000, 0x40)]) as image:
+        assert image.file_range(0x5010) == (0x110, 0x70)
+        assert image.file_range(0x603F) == (0x33F, 1)
+        assert image.file_range(0x6040) == image.file_range(0x10) == (0, 0)
+
+
+def test_files_that_others_can_write_are_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(elf.build())
+    for mode, trusted in ((0o755, True), (0o775, False), (0o757, False)):
+        path.chmod(mode)
+        with ElfImage.open(str(path)) as image:
+            assert image.trusted == trusted
+    if os.geteuid() == 0:
+        path.chmod(0o755)
+        os.chown(path, 65534, 65534)
+        with ElfImage.open(str(path)) as image:
+            assert not image.trusted
+
+
 # Damage
 
 
