@@ -9,6 +9,7 @@ from bpflame.symbolize.elf_file import PT_GNU_EH_FRAME, BadElf, ElfFile
 
 _MAX_BYTES = 64 << 20
 """Twelve times that of libLLVM-15, the largest that was found. The worst content takes 10 s."""
+_MAX_ADDRESS = 1 << 62
 _SHT_X86_64_UNWIND = 0x70000001
 
 
@@ -40,6 +41,8 @@ def find(elf: ElfFile) -> Content:
     """
     headers = elf.segments[elf.segments["type"] == PT_GNU_EH_FRAME]
     header = int(headers[0]["vaddr"]) if headers.size else None
+    if header is not None and header >= _MAX_ADDRESS:
+        raise BadElf(elf.path, f".eh_frame_hdr at {header:#x}")
     section = elf.section(b".eh_frame")
     if section is None:
         unwind = elf.sections[elf.sections["type"] == _SHT_X86_64_UNWIND]
@@ -51,11 +54,13 @@ def find(elf: ElfFile) -> Content:
         address = _behind_header(elf, header)
         offset, size = elf.file_range(address)
         size = min(size, _MAX_BYTES)
+        if not size:
+            raise BadElf(elf.path, ".eh_frame_hdr leads nowhere")
     else:
         return Content(b"", 0, None, True)
     if size > _MAX_BYTES:
         raise BadElf(elf.path, f".eh_frame of {size} bytes")
-    if address >= 2**62:
+    if address >= _MAX_ADDRESS:
         raise BadElf(elf.path, f".eh_frame at {address:#x}")
     data = elf.read(offset, size, ".eh_frame")
     return Content(data, address, header, section is not None)

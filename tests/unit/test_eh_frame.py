@@ -130,6 +130,21 @@ def test_a_header_that_leads_nowhere_is_an_error(
         read(without_sections(one(Frames()), encoding, pointer), tmp_path)
 
 
+def test_a_pointer_out_of_the_file_is_an_error(tmp_path: Path) -> None:
+    data = without_sections(one(Frames()), 0x03, struct.pack("<I", 0x70000000))
+    with pytest.raises(BadElf, match="leads nowhere"):
+        read(data, tmp_path)
+
+
+@pytest.mark.parametrize("address", [2**62, 2**63, 2**64 - 1])
+def test_absurd_addresses_are_refused(tmp_path: Path, address: int) -> None:
+    frames = Frames()
+    frames.fde(frames.cie(augmentation_data=b"\x3b"), 0x1100, 0x40, PUSHED, "<i", 0)
+    header = Segment(0, address, 64, elf_builder.R, 0x6474E550)
+    with pytest.raises(BadElf, match=r"eh_frame_hdr at 0x"):
+        read(elf(frames.data, segments=[header]), tmp_path)
+
+
 def test_no_call_frame_information_is_none(tmp_path: Path) -> None:
     assert len(read(elf(b""), tmp_path)) == 0
     assert len(read(elf(bytes(4)), tmp_path)) == 0
