@@ -15,7 +15,7 @@
  *     WHAT     spin, nanosleep, futex, read, poll; or mixed, by turns in the threads, without spin
  *     BYTES    of each frame of descend, on top of what it needs
  *     stay     when the time is over the waits go on, of the same calls and without an end
- * Each wait lasts 5 milliseconds.
+ * Each wait lasts 20 milliseconds.
  */
 
 #define _GNU_SOURCE
@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 #define MOST_THREADS 1000
-#define WAIT_NS 5000000L
+#define WAIT_NS 20000000L
 
 static double end;
 static int stays;
