@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import struct
 from pathlib import Path
@@ -42,8 +43,9 @@ def perf_losses(data: Path) -> int:
         BenchmarkError: It is no whole perf.data.
     """
     found = {_LOST: 0, _LOST_SAMPLES: 0}
-    content = data.read_bytes()
     try:
+        with open(data, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # it can be gigabytes
         at, length = struct.unpack_from("<QQ", content, _DATA_SECTION)
         end = at + length
         while at < end:
@@ -55,9 +57,9 @@ def perf_losses(data: Path) -> int:
                 place = at + _RECORD.size + (8 if kind == _LOST else 0)
                 found[kind] += struct.unpack_from("<Q", content, place)[0]
             at += size
-    except struct.error:
+    except (struct.error, ValueError):  # a file of no size cannot be mapped
         raise BenchmarkError(f"{data}: cut short") from None
-    if not content.startswith(_MAGIC) or not length:
+    if content[: len(_MAGIC)] != _MAGIC or not length:
         raise BenchmarkError(f"{data}: not perf.data, or perf did not end it")
     return max(found.values())
 

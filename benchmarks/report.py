@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.stats import Spread
+from benchmarks.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,96 +51,6 @@ class Result:
         """A section of Markdown."""
         tables = (table.text() for table in self.tables)
         return "\n\n".join([f"## {self.title}", self.method, *tables])
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Target:
-    """What bpflame is meant to reach.
-
-    Attributes:
-        claim: In words.
-        figure: Name of a figure: a ratio, ours to theirs, or a number with its unit.
-        limit: The median of the figure is to be below. Where it is not, but the lower quartile is,
-            the measurements cannot tell the two apart.
-        unit: Of the limit; empty: a ratio.
-        at_most: The limit itself is good enough.
-    """
-
-    claim: str
-    figure: str
-    limit: float
-    unit: str = ""
-    at_most: bool = False
-
-    def verdict(self, figures: Mapping[str, Spread]) -> tuple[str, ...] | None:
-        """A row of the table of targets; None if the figure was not measured."""
-        measured = figures.get(self.figure)
-        if measured is None:
-            return None
-        if self._reached(measured.median):
-            verdict = "met"
-        else:
-            verdict = "even, within the noise" if self._reached(measured.low) else "MISSED"
-        sign = "<=" if self.at_most else "<"
-        limit = f"{sign} {self.limit:,g} {self.unit}".strip()
-        return (self.claim, limit, measured.text(",.0f" if self.unit else ".3f"), verdict)
-
-    def _reached(self, value: float) -> bool:
-        return value <= self.limit if self.at_most else value < self.limit
-
-
-def _overhead_targets() -> Iterable[Target]:
-    for work in ("cpu", "syscalls"):
-        for tool in ("perf record", "profile-bpfcc"):
-            for rate in (99, 999, 9999):
-                what = "cost of a sample" if rate == 9999 else "time under the profiler"
-                yield Target(
-                    f"{work}, {rate} Hz: {what} not above that of {tool}",
-                    f"overhead {work} {rate} Hz / {tool}",
-                    1.0,
-                )
-
-
-def _switch_targets() -> Iterable[Target]:
-    for work in ("pingpong", "locks"):
-        figures = f"switches {work}: bpflame"
-        yield Target(
-            f"{work}: what bpflame offcpu adds to a switch",
-            f"{figures} offcpu, ns",
-            3000,
-            "ns",
-            at_most=True,
-        )
-        yield Target(
-            f"{work}: bpflame offcpu adds less than the bpftrace program",
-            f"{figures} offcpu / bpftrace",
-            1.0,
-        )
-        yield Target(
-            f"{work}: bpflame chain --depth 8 adds less than twice what bpflame offcpu does",
-            f"{figures} chain --depth 8 / bpflame offcpu",
-            2.0,
-        )
-        yield Target(
-            f"{work}: what bpflame offcpu --sample 1/10 adds to a switch",
-            f"{figures} offcpu --sample 1/10, ns",
-            1000,
-            "ns",
-        )
-        yield Target(
-            f"{work}: what bpflame offcpu -p adds to a switch of others",
-            f"{figures} offcpu -p OTHER, ns",
-            300,
-            "ns",
-        )
-    yield Target("what bpflame lost at switches", "switches: lost by bpflame", 0, "events", True)
-
-
-TARGETS = (
-    Target("first sample in below half of profile-bpfcc's time", "startup / profile-bpfcc", 0.5),
-    *_overhead_targets(),
-    *_switch_targets(),
-)
 
 
 def verdicts(results: Iterable[Result]) -> str:

@@ -1,9 +1,11 @@
 """Compare bpflame with profile-bpfcc, perf record and bpftrace, side by side on this machine.
 
-    python benchmarks/run.py [--only startup|overhead|switches|memory] [--rounds N] [--write]
+    python benchmarks/run.py [--only FIGURE] [--rounds N] [--write]
 
-It needs root, and Debian's bpfcc-tools, bpftrace, linux-headers-amd64 and linux-perf. On a busy
-machine the figures are worth nothing.
+FIGURE is startup, overhead, switches, memory, completeness, walks or tables. It needs root, and
+Debian's bpfcc-tools, bpftrace, linux-headers-amd64 and linux-perf; completeness is measured on what
+is installed of node, perl, postgres, nginx with wrk and others. On a busy machine the figures are
+worth nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import machine, memory, overhead, peers, programs, startup, switches
+from benchmarks import (
+    completeness,
+    machine,
+    memory,
+    overhead,
+    peers,
+    programs,
+    startup,
+    switches,
+    tables,
+    walks,
+)
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import Result, document, merged, verdicts
 
@@ -30,6 +43,9 @@ _FIGURES: dict[str, tuple[_Measure, int]] = {
     "overhead": (overhead.measure, overhead.ROUNDS),
     "switches": (switches.measure, switches.ROUNDS),
     "memory": (memory.measure, memory.ROUNDS),
+    "completeness": (completeness.measure, completeness.ROUNDS),
+    "walks": (walks.measure, walks.ROUNDS),
+    "tables": (tables.measure, tables.ROUNDS),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import peers, programs
@@ -34,15 +35,25 @@ def measure(rounds: int, folder: Path) -> Result:
         for number in range(rounds + 1):
             note(f"startup: round {number} of {rounds}" if number else "startup: warming up")
             for tool in random.sample(TOOLS, len(TOOLS)):
-                delay = retried(functools.partial(_first_sample, tool, folder))
+                delay = retried(functools.partial(first_sample, tool, folder))
                 if number:
                     delays[tool].append(delay)
     return _result(delays)
 
 
-def _first_sample(tool: str, folder: Path) -> float:
+def first_sample(tool: str, folder: Path, options: Sequence[str] = ()) -> float:
+    """Seconds to the first sample, while ``programs.stamp`` runs.
+
+    Args:
+        tool: One of ``peers.TOOLS``.
+        folder: For files.
+        options: More of them for the tool.
+
+    Raises:
+        BenchmarkError: The tool failed, or has no sample.
+    """
     output = folder / f"startup.{peers.SUFFIX[tool]}"
-    line = peers.command(tool, _RATE, _SECONDS, output)
+    line = [*peers.command(tool, _RATE, _SECONDS, output), *options]
     if tool == PERF:
         at = line.index("record") + 1
         line[at:at] = ["-k", "CLOCK_MONOTONIC"]

@@ -54,16 +54,16 @@ class Use:
 
 
 def command(tool: str, output: Path, other: int) -> list[str]:
-    """A system-wide recording of waits until SIGINT.
+    """A system-wide recording, of waits unless it says otherwise, until SIGINT.
 
     Args:
-        tool: One of TOOLS.
+        tool: One of TOOLS, or bpflame or perf record with other options.
         output: What to write; bpftrace gets it as its standard output.
         other: The process id for OTHER.
     """
-    if tool == PERF:
-        line = [*peers.perf(output), "record", "-q", "-a", "-g", "-e", "sched:sched_switch"]
-        return [*line, "-o", str(output)]
+    if tool.startswith(PERF):
+        words = tool.split()[2:] or ["-g", "-e", "sched:sched_switch"]
+        return [*peers.perf(output), "record", "-q", "-a", *words, "-o", str(output)]
     if tool == BPFTRACE:
         return ["bpftrace", "-q", str(_PROGRAM)]
     # As installed beside the interpreter that runs this.
@@ -78,7 +78,7 @@ def under(
     """Do some work while a tool records; what the work returns, and what the tool took.
 
     Args:
-        tool: One of TOOLS.
+        tool: As for :func:`command`.
         kind: The name of the threads that do the work.
         folder: For files.
         other: The process id for OTHER.
@@ -87,7 +87,7 @@ def under(
     Raises:
         BenchmarkError: The tool failed, or recorded nothing of the work.
     """
-    output = folder / f"switches.{'data' if tool == PERF else 'folded'}"
+    output = folder / f"switches.{'data' if tool.startswith(PERF) else 'folded'}"
     stdout = output if tool == BPFTRACE else peers.stdout_of(tool, output)
     report = folder / "peak"
     report.write_text("")
@@ -115,11 +115,11 @@ def under(
 def is_attached(tool: str, process: Path) -> bool:
     """Whether a tool records by now, from its folder in /proc.
 
-    bpflame has a raw tracepoint, and perf an event on each CPU. bpftrace has one on each as well,
-    for its messages, and the tracepoint.
+    bpflame has a raw tracepoint, and perf an event on each CPU, as has bpflame cpu. bpftrace has
+    one on each as well, for its messages, and the tracepoint.
     """
     cpus = os.cpu_count() or 1
-    if tool == PERF:
+    if tool.startswith((PERF, peers.BPFLAME)):
         return peers.perf_events(process) >= cpus
     if tool == BPFTRACE:
         return peers.perf_events(process) > cpus
@@ -133,7 +133,7 @@ def is_attached(tool: str, process: Path) -> bool:
 
 def _check(tool: str, kind: str, output: Path) -> None:
     """What records nothing costs nothing: no such figures."""
-    if tool in (OTHER, PERF):  # perf names what it lacks, and what was lost
+    if tool == OTHER or tool.startswith(PERF):  # perf names what it lacks, and what was lost
         return
     text = output.read_text(errors="replace")
     # The sums of bpftrace have no names of threads.
@@ -142,7 +142,7 @@ def _check(tool: str, kind: str, output: Path) -> None:
 
 
 def _lost(tool: str, output: Path, stdout: Path) -> int:
-    if tool == PERF:
+    if tool.startswith(PERF):
         return perf_losses(output)
     if tool == BPFTRACE:
         files = stdout, peers.messages_of(stdout)

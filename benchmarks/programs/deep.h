@@ -1,4 +1,5 @@
-/* What works at call depth 20 and before everything else. Define _GNU_SOURCE first. */
+/* What works at a call depth of 20, or what -DDEPTH says, and before everything else. Define
+ * _GNU_SOURCE first. */
 
 #ifndef DEEP_H
 #define DEEP_H
@@ -9,7 +10,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#ifndef DEPTH
 #define DEPTH 20
+#endif
 
 VISIBLE void descend(int depth, void (*leaf)(void));
 

@@ -1,4 +1,5 @@
-/* switch: tasks of one CPU that wait for each other at call depth 20, a fixed number of times.
+/* switch: tasks of one CPU that wait for each other at the call depth of deep.h, a fixed number of
+ * times.
  *
  * pingpong: two processes send a byte there and back through two pipes; a unit is a round trip.
  * locks: four threads take a lock in turns; a unit is a turn of each. The lock goes to whoever has

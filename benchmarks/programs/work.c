@@ -1,4 +1,4 @@
-/* work: a fixed amount of work at call depth 20, in the program itself or in system calls.
+/* work: a fixed amount of work at the call depth of deep.h, in the program itself or in system calls.
  *
  * It runs on one CPU, before everything else that would. It prints the CPU time of its thread and
  * the wall time that the work took, in nanoseconds.

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from benchmarks import machine, memory, peers, programs, switches, tracers
 from benchmarks.errors import BenchmarkError, retried
 from benchmarks.losses import bpflame_losses, bpftrace_losses, perf_losses
-from benchmarks.report import TARGETS, Result, Table, Target, document, verdicts
+from benchmarks.report import Result, Table, document, verdicts
 from benchmarks.samples import STAMP_RANGE, first_stamp, first_time, folded_counts, perf_samples
 from benchmarks.stats import Spread, paired_ratios, slowdown, spread
+from benchmarks.targets import TARGETS, Target
 
 TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20)
 
