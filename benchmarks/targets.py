@@ -107,10 +107,13 @@ def _completeness_targets() -> Iterable[Target]:
 
 
 def _walk_targets() -> Iterable[Target]:
-    for moment in ("at a tick", "at a switch"):
+    for what in (
+        *("deep 30 at a tick", "deep 30, nanosleep at a switch", "deep 30, read at a switch"),
+        *("the worst at a tick", "the worst at a switch"),
+    ):
         yield Target(
-            f"a frame of a walk {moment}, of the worst program",
-            f"walks: a frame of the worst {moment}, ns",
+            f"a frame of a walk, {what}",
+            f"walks: a frame of {what}, ns",
             130,
             "ns",
             at_most=True,

@@ -96,20 +96,24 @@ def walks(pid: int, switches: bool) -> Times:
     counters = raw.meta.counters
     return Times(
         sum(each),
-        _depths(raw)[0],
+        _depths(raw, "")[0],
         (percentile(each, 0.5) * FRAME_NS, percentile(each, 0.9) * FRAME_NS),
         (percentile(whole, 0.5) * WALK_NS, percentile(whole, 0.9) * WALK_NS),
         counters.get("complete_stacks", 0) / max(1, counters.get("user_stacks", 0)),
     )
 
 
-def event(unwind: Unwind, switches: bool, on: int) -> Event:
+def event(unwind: Unwind, switches: bool, on: int, comm: str) -> Event:
     """Record the whole system, where one program is nearly all that there is.
 
     Args:
         unwind: How to unwind user stacks.
         switches: At switches, not at ticks.
         on: The CPU where it runs.
+        comm: The name of its threads.
+
+    Raises:
+        BenchmarkError: It was not there.
     """
     prepared: cpu.Prepared | sched.Prepared
     if switches:
@@ -129,7 +133,7 @@ def event(unwind: Unwind, switches: bool, on: int) -> Event:
     (first_ns, first), (last_ns, last) = points[0], points[-1]
     if last <= first:
         raise BenchmarkError(f"no events of {name}")
-    return Event(last - first, (last_ns - first_ns) / (last - first), *_depths(raw))
+    return Event(last - first, (last_ns - first_ns) / (last - first), *_depths(raw, comm))
 
 
 @contextlib.contextmanager
@@ -150,11 +154,14 @@ def _recorded(
         recorder.close()
 
 
-def _depths(raw: RawProfile) -> tuple[float, float]:
-    """Mean numbers of user and of kernel frames; those of waits by their time."""
-    total = max(1, sum(sample.value for sample in raw.samples))
-    user = sum(len(sample.user) * sample.value for sample in raw.samples)
-    return user / total, sum(len(sample.kernel) * sample.value for sample in raw.samples) / total
+def _depths(raw: RawProfile, comm: str) -> tuple[float, float]:
+    """Mean numbers of user and of kernel frames, of threads of a name; of waits by their time."""
+    samples = [sample for sample in raw.samples if not comm or sample.task.comm == comm]
+    total = sum(sample.value for sample in samples)
+    if not total:
+        raise BenchmarkError(f"nothing of {comm or 'the process'} in the recording")
+    user = sum(len(sample.user) * sample.value for sample in samples)
+    return user / total, sum(len(sample.kernel) * sample.value for sample in samples) / total
 
 
 def histogram(program: Program, name: str) -> list[int]:

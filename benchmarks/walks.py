@@ -111,9 +111,9 @@ def _events(rounds: int, folder: Path) -> Events:
         for name, work in EVENTS.items():
             for unwind, build in BUILDS:
                 with _running(work, build, folder):
-                    record = functools.partial(
-                        walk_times.event, unwind, work == "pingpong", programs.last_cpu()
-                    )
+                    switches, on = work == "pingpong", programs.last_cpu()
+                    comm = work if switches else f"work-{work}"
+                    record = functools.partial(walk_times.event, unwind, switches, on, comm)
                     row = f"{name}: {unwind.value}{build}"
                     found.setdefault((name, row), []).append(retried(record))
     return found

@@ -10,7 +10,7 @@ sub fold {
 
 my $end = time + $ARGV[0];
 while (time < $end) {
-    fold(7);
-    ("x" x 300) =~ /(x+x+)+y/ for 1 .. 3;
+    fold(6);
+    ("x" x 80) =~ /(x+x+)+y/;
     sleep 0.002;
 }

@@ -181,7 +181,7 @@ def walks_result() -> walks.Result:
 def test_every_target_of_the_walks_is_measured() -> None:
     result = walks_result()
     targets = {target.figure for target in TARGETS if target.figure.startswith("walks")}
-    assert len(targets) == 11
+    assert len(targets) == 14
     assert targets <= set(result.figures)
     assert result.figures["walks: a frame of the worst at a tick, ns"].median == 200
     assert result.figures["walks: first sample dwarf / fp"].median == pytest.approx(1.2)
