@@ -20,9 +20,9 @@ build its table, keep it in the cache, and write it into BPF maps. CPU time of o
 files are in memory. For {libraries} libraries the time is in proportion where there are not as
 many.
 
-Processes: {processes} of them map the code of {each} libraries each, of the same set, and wait
-20 ms again and again; bpflame offcpu -p of all of them for {seconds} s. Table time, bytes and what
-is whole are its own statements, CPU and peak memory those of wait4."""
+Processes: {processes} of them map the code of {each} libraries each, of the same set, and wait 20
+ms again and again; bpflame offcpu -p of all of them for {seconds} s. Table time, bytes and what is
+whole are its own statements, CPU and peak memory those of wait4."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
