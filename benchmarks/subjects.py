@@ -174,7 +174,7 @@ SUBJECTS = (
     _stock("bash", *busy("/bin/bash", "busy.sh")),
     _stock("gcc -O2, a large file", *_compile("large"), needs=("gcc",), waits=False),
     _stock("gcc, many small files", *_compile("small"), needs=("gcc",)),
-    _stock("tar | gzip", "sh", "-c", _TAR, needs=("tar", "gzip")),
+    _stock("tar to gzip", "sh", "-c", _TAR, needs=("tar", "gzip")),
     _stock("openssl speed", "sh", "-c", _OPENSSL, needs=("openssl",), waits=False),
     _served("postgres, pgbench", _postgres, "pgbench", "setpriv"),
     _served("nginx, wrk", _nginx, "nginx", "wrk"),
