@@ -108,6 +108,11 @@ class MappingRings:
         ring = mmap.mmap(fd, mmap.PAGESIZE + self._size)
         self._rings[cpu] = (fd, ring)
 
+    @property
+    def fds(self) -> list[int]:
+        """Readable when something happened."""
+        return [fd for fd, _ in self._rings.values()]
+
     def read(self, until: int) -> list[Event]:
         """Events up to ``until`` (CLOCK_MONOTONIC, ns) in the order of time, each once.
 

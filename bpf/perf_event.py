@@ -112,6 +112,7 @@ def mapping_attr(build_ids: bool) -> Attr:
         config=SOFTWARE_DUMMY,
         sample_type=SAMPLE_TIME,
         flags=flags,
+        wakeup_events=1,
         clockid=_CLOCK_MONOTONIC,
     )
 

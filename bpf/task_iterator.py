@@ -24,7 +24,6 @@ MAX_DEPTH = 127
 
 KERNEL_THREAD = 0x200000  # PF_KTHREAD, include/linux/sched.h
 _HEAD = struct.Struct("<4I5QIi16s9Q")  # struct thread in threads.bpf.c
-_NO_CALL = (1 << 64) - 1
 _CS_64 = 0x33  # __USER_CS, arch/x86/include/asm/segment.h
 _ORC_SYMBOLS = (
     "__start_orc_unwind_ip",
@@ -44,6 +43,7 @@ _REGISTERS = {
         "REGS_CS": 136,
         "REGS_SP": 152,
         "REGS_ORIG_AX": 120,
+        "REGS_CX": 88,
     },
     "aarch64": {"REGS_IP": 256},
 }
@@ -138,7 +138,7 @@ def parse(data: bytes) -> Iterator[Thread]:
     position = 0
     while position < len(data):
         fields = _HEAD.unpack_from(data, position)
-        tid, pid, state, flags, switches, ip, bp, sp, call, cs, depth, comm, *leaf = fields
+        tid, pid, state, flags, switches, ip, bp, sp, called, cs, depth, comm, *leaf = fields
         position += _HEAD.size
         rest = struct.unpack_from(f"<{max(depth, 0)}Q", data, position)
         position += 8 * len(rest)
@@ -156,7 +156,7 @@ def parse(data: bytes) -> Iterator[Thread]:
             kernel=None if depth < 0 else kernel or rest,
             scheduler=bool(kernel),
             sp=sp,
-            called=call != _NO_CALL,
+            called=bool(called),
         )
 
 

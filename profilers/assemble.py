@@ -25,6 +25,7 @@ _IF_ANY = (
     names.MISSED,
     names.RECALLED,
     names.MISTAKEN,
+    names.COPIES,
 )
 
 

@@ -24,7 +24,7 @@ from bpflame.profilers.recorder import Recorder
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
 from bpflame.profilers.unwind_choice import Unwind
-from bpflame.profilers.unwinding import get_ready, set_walkers, unwind_defines
+from bpflame.profilers.unwind_setup import get_ready, set_walkers, unwind_defines
 
 _REGS_WORDS = {"x86_64": 21, "aarch64": 34}  # of bpf_user_pt_regs_t, in u64
 _MIN_ENTRIES = 1 << 13

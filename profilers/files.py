@@ -21,7 +21,9 @@ _PER_CPU = 3  # of them, for the events and rings
 
 def is_file(path: str) -> bool:
     """Whether a mapping's name is that of a file (``[vdso]``, ``//anon`` and ``""`` are not)."""
-    return path.startswith("/") and not path.startswith(("//", "/dev/zero", "/SYSV"))
+    return path.startswith("/") and not path.startswith(
+        ("//", "/dev/zero", "/SYSV", "/anon_hugepage")
+    )
 
 
 class FileKeeper:

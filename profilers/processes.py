@@ -45,6 +45,28 @@ class ProcessTracker:
             if mappings is not None:
                 self._spaces.setdefault(pid, []).insert(0, AddressSpace(pid, 0, mappings))
 
+    def adopt(self, pid: int) -> None:
+        """Follow one more process, from its mappings of now on, if nothing is known of it."""
+        self.follow(pid)
+        if pid not in self._spaces:
+            self.snapshot([pid])
+
+    def look_again(self, pid: int, born: int) -> bool:
+        """Read the mappings of a process anew, if it still runs that image.
+
+        Returns:
+            Whether there are some that nobody told of: those that mremap moved, or whose record
+            was lost.
+        """
+        space = self.find(pid, born)
+        if space is None or space is not self._spaces[pid][-1]:
+            return False
+        before = space.version
+        for mapping in executable_mappings(pid) or ():
+            if mapping not in space.mappings:
+                space.add(mapping)
+        return space.version != before
+
     def apply(self, events: Iterable[Event]) -> None:
         """Take in what happened, in the order of time."""
         for event in events:

@@ -29,6 +29,7 @@ from bpflame.raw import RawProfile
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 1.0
+_ASK_SECONDS = 0.01  # between rounds: processes that ask must not take all of a CPU
 _SNAPSHOT_STRIDE = 128  # processes, about 30 ms
 
 
@@ -142,13 +143,14 @@ class Recorder:
             finally:
                 self._source.close()
             elapsed = time.monotonic() - began
-            self._settle(rings, last=True)
+            self._settle(rings, lambda: signals.hurried)
             meta = dataclasses.replace(
                 self._meta, cpus=len(self._cpus), start=start, duration=elapsed
             )
             extra = {"lost_mappings": rings.lost, "reopened_cpus": self._reopened}
             if self._unwinding is not None:
                 extra.update(self._unwinding.extra())
+                extra["dropped_copies"] += self._counts.counters.total(names.LOST_COPIES)
         return assemble(
             self._kind, self._counts, self._tracker, self._files.files, self._target, meta, extra
         )
@@ -188,6 +190,8 @@ class Recorder:
             self._tracker.snapshot([pid])
             if number % _SNAPSHOT_STRIDE == 0:
                 rings.hold()
+                if self._unwinding is not None:
+                    self._unwinding.collect()
                 if self._counts.pressed():
                     sampled |= self._counts.drain()
                 if signals.stopped or time.monotonic() >= end:
@@ -195,9 +199,13 @@ class Recorder:
         self._tracker.sampled(sampled)
         if self._unwinding is not None:
             self._unwinding.ask(known or ())
-            for copy in self._counts.copies:
-                self._unwinding.adopt(copy)
-            self._counts.copies.clear()
+            self._take_copies(self._unwinding)
+
+    def _take_copies(self, unwinding: Unwinding) -> None:
+        """Have the stacks unwound that were copied before the recording."""
+        copies, self._counts.copies = self._counts.copies, []
+        for copy in copies:
+            unwinding.adopt(copy)
 
     def _wait(
         self,
@@ -207,14 +215,18 @@ class Recorder:
         signals: StopSignals,
         progress: Callable[[Progress], None],
     ) -> None:
-        settled = began
+        settled, asked = began, 0.0
         child = None if self._command is None else self._command.pidfd
-        asking = None if self._unwinding is None else self._unwinding.fd
         while not signals.stopped and (self._command is None or self._command.poll() is None):
             left = end - time.monotonic()
             if left <= 0:
                 return
-            signals.wait(min(_POLL_SECONDS, left), child, asking)
+            pause = asked + _ASK_SECONDS - time.monotonic()
+            if pause > 0:
+                signals.wait(min(pause, left), child)
+            else:
+                signals.wait(min(_POLL_SECONDS, left), child, *self._asking(rings))
+                asked = time.monotonic()
             for cpu in self._source.check():
                 self._reopened += 1
                 with contextlib.suppress(OSError):  # names may be missing, samples are not
@@ -234,20 +246,25 @@ class Recorder:
                 )
             )
 
-    def _settle(self, rings: MappingRings, last: bool = False) -> None:
+    def _asking(self, rings: MappingRings) -> tuple[int, ...]:
+        """Descriptors that call for a look before it is time: tables that are old are false."""
+        return () if self._unwinding is None else (self._unwinding.fd, *rings.fds)
+
+    def _settle(self, rings: MappingRings, last: Callable[[], bool] | None = None) -> None:
+        """Drain everything; for the last time until that returns True."""
         # Mappings first: then whoever is known to have ended has its last samples in this drain,
         # and can be forgotten if there are none.
         self._follow(rings)
         self._tracker.sampled(self._counts.drain_last() if last else self._counts.drain())
         if last:
-            self._follow(rings, last=True)
+            self._follow(rings, last)
         self._tracker.forget()
 
-    def _follow(self, rings: MappingRings, last: bool = False) -> None:
+    def _follow(self, rings: MappingRings, last: Callable[[], bool] | None = None) -> None:
         """Take in what happened to processes."""
         if self._unwinding is not None:
             self._unwinding.prepare()
         events = rings.read(time.monotonic_ns())
         self._tracker.apply(events)
         if self._unwinding is not None:
-            self._unwinding.update(events, last)
+            self._unwinding.update(events, rings.lost, last is not None, last or bool)

@@ -24,7 +24,7 @@ from bpflame.profilers.sleepers import Sleeper, Sleepers
 from bpflame.profilers.target import Target
 from bpflame.profilers.targeting import choose_targets, target_defines
 from bpflame.profilers.unwind_choice import Unwind
-from bpflame.profilers.unwinding import get_ready, set_walkers, unwind_defines
+from bpflame.profilers.unwind_setup import get_ready, set_walkers, unwind_defines
 from bpflame.profilers.waits import STATES, Room, State, WaitCounts, WaitRules
 
 OFFCPU, WAKEUP, OFFWAKE, CHAIN = "offcpu", "wakeup", "offwake", "chain"

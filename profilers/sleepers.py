@@ -29,7 +29,7 @@ from bpflame.errors import BpflameError
 from bpflame.profilers.procfs import processes
 from bpflame.raw import AbsoluteAddress
 
-_COPY_BYTES = 12 << 12  # as COPY_PAGES in unwind.h
+_COPY_BYTES = 1 << 20  # of a stack: as far as it goes, if it is not absurdly deep
 _PAGES = 4  # of memory, read at a time: most stacks are less deep
 _USER_END = 1 << 63  # all that is above is the kernel's, or the page of vsyscalls
 

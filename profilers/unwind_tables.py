@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
-from collections.abc import Iterable
 from collections.abc import Mapping as Dict
 
 import numpy as np
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from bpflame.bpf.load import Program
 from bpflame.bpf.maps import BpfMap
-from bpflame.bpf.unwind.arena import MAPPING, MAX_MAPPINGS, Arena, Placed
+from bpflame.bpf.unwind.arena import MAPPING, MAX_MAPPINGS, Arena, NoRoom, Placed
 from bpflame.bpf.unwind.build import build_table
 from bpflame.bpf.unwind.cache import TableCache
 from bpflame.bpf.unwind.rules import Cfa
 from bpflame.bpf.unwind.table import Table
 from bpflame.bpf.unwind.walk import WHY_FRAMES, WHY_LATER, WHY_NO_TABLE
 from bpflame.profile import Reason
-from bpflame.raw import FileKey, Mapping
+from bpflame.profilers.files import is_file
+from bpflame.raw import AddressSpace, FileKey, Mapping
 from bpflame.symbolize.elf_file import PF_X, PT_LOAD, BadElf, ElfFile
 from bpflame.symbolize.images import Images
 
@@ -59,6 +60,8 @@ class UnwindTables:
         missing: Files without a table, by reason.
         seconds: Processor time that it took.
         crowded: Address spaces with more mappings than there is room for.
+        known: Files that were looked at.
+        gone: Of them, those that could not be opened.
     """
 
     def __init__(
@@ -69,18 +72,17 @@ class UnwindTables:
         self.loaded = 0
         self.missing: dict[Reason | None, int] = {}
         self.seconds = 0.0
-        self.crowded = 0
+        self.crowded: set[AddressSpace] = set()
         self._files = files
         self._cache = cache
-        self._known: dict[FileKey, FileTable] = {}
-        self._by_build_id: dict[bytes, FileTable] = {}
+        self.known: dict[FileKey, FileTable] = {}
+        self.gone: set[FileKey] = set()
+        self._by_name: dict[bytes, FileTable] = {}
         self._rule_map = BpfMap(program.map_fd("rules"), 4, 8)
         self._numbers: dict[int, int] = {}
+        self._unsupported = self._number_of(int(Cfa.UNSUPPORTED))
 
-    def __contains__(self, key: FileKey) -> bool:
-        return key in self._known
-
-    def records(self, mappings: Iterable[Mapping]) -> tuple[NDArray[np.void], list[Mapping]]:
+    def records(self, space: AddressSpace) -> tuple[NDArray[np.void], list[Mapping]]:
         """What the programs are to know of an address space, and whose tables are still to come.
 
         Returns:
@@ -88,11 +90,11 @@ class UnwindTables:
         """
         rows: list[tuple[int, int, int, int, int]] = []
         later = []
-        for mapping in mappings:
+        for mapping in space.mappings:
             if mapping.start >= _USER_END or mapping.end <= mapping.start:
                 continue
-            table = self._known.get(mapping.file)
-            if table is None:
+            table = self.known.get(mapping.file)
+            if table is None or (mapping.file in self.gone and mapping.file in self._files):
                 later.append(mapping)
                 table = FileTable(WHY_LATER)
             row = _record(mapping, table)
@@ -100,18 +102,15 @@ class UnwindTables:
                 row = (rows.pop()[0], *row[1:])  # of what JIT compilers map, often piece by piece
             rows.append(row)
         if len(rows) > MAX_MAPPINGS:
-            self.crowded += 1
+            self.crowded.add(space)
+            rows = [row for row in rows if row[3]]  # files first
         return np.array(rows[:MAX_MAPPINGS], MAPPING), later
 
     def load(self, key: FileKey) -> None:
         """Read the table of a file, if it has one."""
         began = time.process_time()
-        shared = self._by_build_id.get(key.build_id) if key.build_id else None
-        if shared is None:
-            shared = self._load(key)
-            if key.build_id and shared.placed is not None:
-                self._by_build_id[key.build_id] = shared
-        self._known[key] = shared
+        self.gone.discard(key)
+        self.known[key] = self._load(key)
         self.seconds += time.process_time() - began
 
     def close(self) -> None:
@@ -119,27 +118,36 @@ class UnwindTables:
         self.arena.close()
 
     def _load(self, key: FileKey) -> FileTable:
+        if not is_file(key.path) and key.path != "[vdso]":
+            return FileTable(WHY_FRAMES)
         with contextlib.closing(Images(self._files)) as images:
             image = images.get(key)
             if image is Reason.ANONYMOUS:
                 return FileTable(WHY_FRAMES)
             if isinstance(image, Reason):
+                if image is Reason.FILE_GONE and key not in self._files:
+                    self.gone.add(key)
                 return self._without(image)
-            self.loaded += 1
             try:
-                table = self._table(image)
+                name = _name(image)
+                if name in self._by_name:  # one file at two paths, as in containers
+                    return self._by_name[name]
+                self.loaded += 1
+                table = self._table(image, name)
                 placed = Placed(self.arena, table, self._number(table.rules))
-                return FileTable(placed=placed, loads=_loads(image))
+                found = FileTable(placed=placed, loads=_loads(image))
+                self._by_name[name] = found
+                return found
             except BadElf:
                 return self._without(Reason.BAD_FILE)
-            except OSError:  # no room
+            except NoRoom:
                 return self._without(None)
 
-    def _table(self, image: ElfFile) -> Table:
-        table = self._cache.load(image.build_id)
+    def _table(self, image: ElfFile, name: bytes) -> Table:
+        table = self._cache.load(name)
         if table is None:
             table = build_table(image)
-            self._cache.store(image.build_id, table)
+            self._cache.store(name, table)
         return table
 
     def _without(self, reason: Reason | None) -> FileTable:
@@ -155,11 +163,21 @@ class UnwindTables:
         if number is None:
             number = len(self.rules)
             if number >= _RULES:  # there are some five thousand in a distribution
-                return self._numbers.get(int(Cfa.UNSUPPORTED), 0)
+                return self._unsupported
             self._rule_map.update(number.to_bytes(4, "little"), rule.to_bytes(8, "little"))
             self._numbers[rule] = number
             self.rules.append(rule)
         return number
+
+
+def _name(image: ElfFile) -> bytes:
+    """What its table is kept under.
+
+    Anyone can write a file with the build id of another: where anyone may have, it is of no use.
+    """
+    if image.trusted and image.build_id:
+        return image.build_id
+    return hashlib.blake2b(repr((image.identity, image.build_id)).encode()).digest()[:32]
 
 
 def _loads(image: ElfFile) -> tuple[tuple[int, int, int], ...]:
@@ -173,15 +191,14 @@ def _loads(image: ElfFile) -> tuple[tuple[int, int, int], ...]:
 def _record(mapping: Mapping, table: FileTable) -> tuple[int, int, int, int, int]:
     if table.placed is None:
         return mapping.start, mapping.end, 0, 0, table.why
-    end = mapping.offset + mapping.end - mapping.start
-    for offset, size, bias in table.loads:
-        if offset < end and mapping.offset < offset + size:
-            delta = mapping.offset - mapping.start + bias - table.placed.first
-            return (
-                mapping.start,
-                mapping.end,
-                delta % 2**64,
-                table.placed.pages,
-                table.placed.count,
-            )
-    return mapping.start, mapping.end, 0, 0, WHY_NO_TABLE
+    begin, end = mapping.offset, mapping.offset + mapping.end - mapping.start
+
+    def shared(load: tuple[int, int, int]) -> int:
+        offset, size, _ = load
+        return min(end, offset + size) - max(begin, offset)
+
+    best = max(table.loads, key=shared, default=None)  # two can share a page of the file
+    if best is None or shared(best) <= 0:
+        return mapping.start, mapping.end, 0, 0, WHY_NO_TABLE
+    delta = mapping.offset - mapping.start + best[2] - table.placed.first
+    return mapping.start, mapping.end, delta % 2**64, table.placed.pages, table.placed.count

@@ -83,6 +83,7 @@ class ElfFile:
         symbol_layout: The dtype of a symbol.
         trusted: Whether only root and bpflame's own user can have written it, so that its build
             id may stand for its content.
+        identity: Device, inode, time of the last change and size: of the file, not its content.
         x86_64: Whether the code is of 64-bit x86 (x32 is not).
 
     Raises:
@@ -226,6 +227,7 @@ class ElfFile:
             raise BadElf(self.path, "not a regular file")
         self.size = status.st_size
         self.trusted = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+        self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
         try:
             # Only the header: pyelftools cannot be led astray by what it cannot see.
             header = ELFFile(io.BytesIO(self.read(0, min(64, self.size), "header")))

@@ -90,6 +90,7 @@ static __always_inline bool walk_and_count(struct perf_event_context *ctx, struc
 	if (in_user) {
 		regs.bp = ctx->regs[REGS_BP];
 		regs.r10 = ctx->regs[REGS_R10];
+		regs.di = ctx->regs[REGS_DI];
 		regs.ip = ctx->regs[REGS_IP];
 		regs.cs = ctx->regs[REGS_CS];
 		regs.sp = ctx->regs[REGS_SP];

@@ -148,6 +148,7 @@ static __always_inline void inherit_tables(u32 parent, u32 child, u64 now)
 		struct address_space same = *space;
 
 		same.born = now;
+		same.pid = child;
 		address_spaces.update(&child, &same);
 	}
 #endif

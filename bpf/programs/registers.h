@@ -11,7 +11,11 @@ struct entry_regs {
 	u64 bx;
 	u64 r11;
 	u64 r10;
-	u64 others[7];
+	u64 others[3]; /* r9, r8, rax */
+	u64 cx;
+	u64 dx;
+	u64 si;
+	u64 di;
 	u64 orig_ax; /* the system call, or -1 */
 	u64 ip;
 	u64 cs;
@@ -25,6 +29,7 @@ struct entry_regs {
 enum { /* the same by their numbers */
 	REGS_BP = 4,
 	REGS_R10 = 7,
+	REGS_DI = 14,
 	REGS_IP = 16,
 	REGS_CS = 17,
 	REGS_SP = 19,
@@ -40,12 +45,17 @@ struct window {
 	u64 word[WINDOW_WORDS];
 };
 
-/* Whether the instruction pointer is where the task goes on, after an interrupt or at the begin of a
- * program. After a system call it is behind that instruction, as a return address is. */
+static __always_inline bool is_in_exec(const struct entry_regs *regs)
+{
+	return regs->orig_ax == SYS_EXECVE || regs->orig_ax == SYS_EXECVEAT;
+}
+
+/* Whether the instruction pointer is where the task goes on, after an interrupt, or at the begin of a
+ * program or of a signal handler. After a system call it is behind that instruction, as a return
+ * address is, and rcx has it too. */
 static __always_inline bool is_exact(const struct entry_regs *regs)
 {
-	return regs->orig_ax == NO_SYSCALL || regs->orig_ax == SYS_EXECVE ||
-	       regs->orig_ax == SYS_EXECVEAT;
+	return regs->orig_ax == NO_SYSCALL || regs->cx != regs->ip;
 }
 
 /* What the current task entered the kernel with; all zero if it has no user registers. */

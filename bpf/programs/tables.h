@@ -53,7 +53,7 @@ struct address_space {
 	u32 block;
 	u32 count;
 	s32 patience; /* how often more an unknown address may be told to user space */
-	u32 zero;
+	u32 pid;
 };
 
 BPF_F_TABLE("array", u32, struct chunk, first_chunk, 1, BPF_F_MMAPABLE);

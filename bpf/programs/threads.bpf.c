@@ -6,7 +6,7 @@
  *   TASK_ON_CPU TASK_EXIT_STATE TASK_NVCSW TASK_NIVCSW
  *   USER_STACKS               take the registers of user space ...
  *   REGS_IP                   ... at this offset in struct pt_regs, and on x86-64 also
- *   REGS_BP REGS_CS REGS_SP REGS_ORIG_AX
+ *   REGS_BP REGS_CS REGS_SP REGS_ORIG_AX REGS_CX
  *   KERNEL_STACKS             take kernel stacks
  *   ORC_IPS ORC_ROWS          the kernel's unwind table, if the scheduler's frames can be had,
  *   ORC_COUNT ORC_STEP           its rows, and the greatest power of two below them,
@@ -40,7 +40,7 @@ struct thread {
 	u64 ip;       /* of user space */
 	u64 bp;
 	u64 sp;
-	u64 call; /* the system call it is in, or -1 */
+	u64 called; /* it left user space by a system call */
 	u32 cs;
 	s32 depth; /* of kernel; an error if negative */
 	char comm[16];
@@ -152,7 +152,11 @@ static __always_inline void take_registers(void *task, struct thread *thread)
 	READ(thread->bp, registers + REGS_BP);
 	READ(thread->cs, registers + REGS_CS);
 	READ(thread->sp, registers + REGS_SP);
-	READ(thread->call, registers + REGS_ORIG_AX);
+	u64 call = 0, after = 0;
+
+	READ(call, registers + REGS_ORIG_AX);
+	READ(after, registers + REGS_CX);
+	thread->called = call != ~0ULL && after == thread->ip; /* as is_exact() in registers.h */
 #endif
 }
 #endif

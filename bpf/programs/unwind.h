@@ -5,9 +5,9 @@
  * soon. (One program for all takes up to 900,000 of its million instructions, and is slower.)
  *
  * A process that is not known yet, or an address that lies in no mapping known of it, cannot be
- * unwound here. Then registers and stack are copied to user space, which reads what it needs from
- * /proc, unwinds them there, and puts the tables in place for the next time. So processes that live
- * for some milliseconds have whole stacks too.
+ * unwound here. Then registers and stack are copied to user space (copies.h), which unwinds them
+ * there by the same tables, and puts these in place for the next time. So processes that live for
+ * some milliseconds have whole stacks too.
  *
  * The program that includes this defines a function for its end of the walk, and
  *   WALK_FRAMES               frames that one program takes
@@ -18,6 +18,7 @@
 #ifndef BPFLAME_UNWIND_H
 #define BPFLAME_UNWIND_H
 
+#include "copies.h"
 #include "counters.h"
 #include "registers.h"
 #include "stack.h"
@@ -37,6 +38,7 @@ enum cfa_kind {
 	CFA_END,
 	CFA_UNSUPPORTED,
 	CFA_FRAME,
+	CFA_RDI,
 };
 
 enum bp_kind {
@@ -55,18 +57,8 @@ enum bp_kind {
 #define RULE_FRAME ((u64)CFA_FRAME)
 #define RULE_CALLED (CFA_SP | 8ULL << 32)
 
+#define MANY_ARGUMENTS 65536 /* no code is below: vm.mmap_min_addr */
 #define BEFORE 64 /* bytes that a window begins before what is asked for: saved registers */
-
-#define COPY_PAGES 12
-
-struct place {
-	u64 ip;
-	u64 sp;
-	u64 bp;
-	u64 r10;   /* of the leaf */
-	u32 exact; /* ip is no return address */
-	u32 depth;
-};
 
 struct walk {
 	struct place now;
@@ -113,39 +105,6 @@ static __always_inline void count_time(u32 ns, u32 frames)
 		__sync_fetch_and_add(count, 1);
 }
 #endif
-
-enum copy_kind {
-	COPY_PAGE,
-	COPY_END,
-};
-
-struct copy_head {
-	u64 id;
-	u32 kind;
-	u32 size; /* of what follows */
-};
-
-struct copy_page {
-	struct copy_head head;
-	u64 at;
-	u8 bytes[PAGE];
-};
-
-struct copy_end {
-	struct copy_head head;
-	struct place leaf;
-	u64 born;
-	u32 pid;
-	u32 zero;
-};
-
-BPF_RINGBUF_OUTPUT(copies, COPY_RING_PAGES);
-
-static __always_inline u64 bounded(u64 size, u64 most)
-{
-	asm volatile("" : "+r"(size));
-	return size > most ? most : size;
-}
 
 /* A word of the stack. What lies around it is read along, as far as the end of its page: that far
  * all is there if any is. */
@@ -228,6 +187,17 @@ static __always_inline enum stack_end signal_step(struct walk *walk)
 	return ip ? END_UNTOLD : END_COMPLETE;
 }
 
+/* Whether code that no table tells of is where a program or thread begins: code written by hand
+ * that clears rbp. A program finds there, by the ABI, its number of arguments on the stack. */
+static __always_inline bool is_outermost(struct walk *walk)
+{
+	u64 word = 0;
+
+	if (walk->now.bp)
+		return false;
+	return walk->now.depth > 1 || (word_at(walk, walk->now.sp, &word) && word < MANY_ARGUMENTS);
+}
+
 /* The caller's frame, by a rule; END_UNTOLD if there is one. */
 static __always_inline enum stack_end rule_apply(struct walk *walk, u64 rule)
 {
@@ -257,17 +227,22 @@ static __always_inline enum stack_end rule_apply(struct walk *walk, u64 rule)
 		cfa += offset & 255;
 	} else if (kind == CFA_R10 && now->depth == 1) {
 		cfa = now->r10 + offset;
+	} else if (kind == CFA_RDI && now->depth == 1) {
+		now->sp += offset;
+		now->ip = now->di;
+		now->exact = false;
+		return END_UNTOLD;
 	} else if (kind == CFA_SIGNAL) {
 		return signal_step(walk);
 	} else if (kind == CFA_END) {
 		return END_COMPLETE;
 	} else if (kind == CFA_GAP) {
-		/* Start code of other C libraries is written by hand, and clears rbp. */
-		return now->depth > 1 && !now->bp ? END_COMPLETE : END_NO_TABLE;
+		return is_outermost(walk) ? END_COMPLETE : END_NO_TABLE;
 	} else {
 		return END_UNSUPPORTED;
 	}
-	if (cfa <= now->sp)
+	/* By frame pointer it may go from one stack to another: Go runs system code on its own. */
+	if (cfa <= now->sp && kind != CFA_FRAME)
 		return END_NOT_GROWING;
 	if (bp_kind == BP_LOST) {
 		bp = 0;
@@ -321,44 +296,6 @@ static __always_inline bool walk_on(struct walk *walk)
 	return true;
 }
 
-/* Copies registers and stack to user space; the id of the stack that will come of it. */
-static __always_inline u64 copy_stack(struct walk *walk)
-{
-	u64 at = walk->leaf.sp, id = hash_end(bpf_ktime_get_ns() << 13 | bpf_get_smp_processor_id(), 0);
-
-	for (u32 i = 0; i < COPY_PAGES; i++) {
-		u64 size = bounded(PAGE - (at & (PAGE - 1)), PAGE);
-		struct copy_page *page = copies.ringbuf_reserve(sizeof(*page));
-
-		if (!page)
-			return STACK_LOST;
-		if (bpf_probe_read_user(page->bytes, size, (void *)at)) {
-			copies.ringbuf_discard(page, BPF_RB_NO_WAKEUP);
-			break;
-		}
-		page->head.id = id;
-		page->head.kind = COPY_PAGE;
-		page->head.size = size;
-		page->at = at;
-		copies.ringbuf_submit(page, BPF_RB_NO_WAKEUP);
-		at += size;
-	}
-
-	struct copy_end *end = copies.ringbuf_reserve(sizeof(*end));
-
-	if (!end)
-		return STACK_LOST;
-	end->head.id = id;
-	end->head.kind = COPY_END;
-	end->head.size = 0;
-	end->leaf = walk->leaf;
-	end->born = walk->born;
-	end->pid = walk->pid;
-	end->zero = 0;
-	copies.ringbuf_submit(end, BPF_RB_FORCE_WAKEUP);
-	return id;
-}
-
 /* Whether user space may find out more than is known here. */
 static __always_inline bool is_worth_a_copy(struct walk *walk)
 {
@@ -386,7 +323,7 @@ static __always_inline u64 walk_end(struct walk *walk)
 	count_time(bpf_ktime_get_ns() - walk->began, walk->now.depth);
 #endif
 	if (is_worth_a_copy(walk)) {
-		id = copy_stack(walk);
+		id = copy_stack(&walk->leaf, walk->pid, walk->born, walk->stack.end);
 		count_event(id == STACK_LOST ? COUNTER_LOST_COPIES : COUNTER_COPIES, 1);
 	}
 	if (id == STACK_LOST) {
@@ -404,11 +341,14 @@ static __always_inline u64 walk_end(struct walk *walk)
 static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struct entry_regs *regs,
 				       bool exact, u32 pid, u64 born, u64 *id)
 {
-	u64 mm = 0, task = bpf_get_current_task();
+	u64 mm = 0, top, task = bpf_get_current_task();
 
 	*id = STACK_NONE;
 	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + TASK_MM));
-	if (!mm || !regs->cs) /* a kernel thread, one of io_uring, or one that exits */
+	if (!mm || !regs->cs || !regs->sp) /* a kernel thread, one of io_uring, or one that exits */
+		return false;
+	/* In the midst of execve() the memory is the new program's already. */
+	if (is_in_exec(regs) && bpf_probe_read_user(&top, sizeof(top), (void *)regs->sp))
 		return false;
 	if (walk->busy) { /* an interrupt in the middle of another walk */
 		*id = STACK_LOST;
@@ -428,6 +368,7 @@ static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struc
 	walk->now.sp = regs->sp;
 	walk->now.bp = regs->bp;
 	walk->now.r10 = regs->r10;
+	walk->now.di = regs->di;
 	walk->now.exact = exact;
 	walk->now.depth = 0;
 	walk->leaf = walk->now;
@@ -439,12 +380,16 @@ static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struc
 
 	struct address_space *space = address_spaces.lookup(&pid);
 
-	if (space && space->born == born) {
+	if (space) {
 		walk->block = space->block;
 		walk->mappings = space->count;
-		return true;
+		asm volatile("" ::: "memory");
+		/* After it was read: an entry that is evicted may become that of another process. */
+		if (space->born == born && space->pid == pid)
+			return true;
 	}
 	walk->stack.ip[0] = regs->ip;
+	HASH_ROUND(walk->hash, regs->ip);
 	walk->stack.end = END_NOT_READY;
 	walk->now.depth = 1;
 	*id = walk_end(walk);

@@ -6,7 +6,7 @@ BPF array map of one value, mapped here, and so written without a system call.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import itertools
 import mmap
 import os
@@ -33,6 +33,10 @@ _ROWS_OF_A_PAGE = 1 << 12
 _RESERVED = MAPPING_WORDS  # place 0 means that there is nothing
 _MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
 _ARRAY = 2  # BPF_MAP_TYPE_ARRAY
+
+
+class NoRoom(Exception):  # noqa: N818 - a condition, not a failure
+    """The tables have all the memory that they may have."""
 
 
 class Arena:
@@ -108,7 +112,8 @@ class Arena:
         """Unmap the chunks. The maps are the program's."""
         self._words.clear()
         for chunk in self._chunks:
-            chunk.close()
+            with contextlib.suppress(BufferError):  # an error's traceback may hold a view
+                chunk.close()
         self._chunks.clear()
 
     def _grow(self) -> bool:
@@ -157,7 +162,7 @@ class Placed:
             numbers: What the programs call each of its rules.
 
         Raises:
-            OSError: There is no room (ENOSPC).
+            NoRoom: There is none.
         """
         count = len(table.rows)
         small = count <= CHUNK_WORDS // 4
@@ -172,7 +177,7 @@ class Placed:
             for place, words in ((rows, self.size), (pages, self.count * _PAGE_WORDS)):
                 if place is not None:
                     arena.give(place, words)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise NoRoom
         self.rows, self.pages = rows, pages
         _write(arena, table, numbers, rows, pages)
 

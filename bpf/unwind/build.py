@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from bpflame.bpf.unwind import eh_frame
 from bpflame.bpf.unwind.frame_rows import FrameRows, frame_rows
 from bpflame.bpf.unwind.rules import Cfa, pack
+from bpflame.bpf.unwind.start_files import with_start_files
 from bpflame.bpf.unwind.table import MAX_PAGES, MAX_ROWS_OF_PAGE, MAX_RULES, PAGE, Table
 from bpflame.symbolize.elf_file import BadElf, ElfFile
 
@@ -27,7 +28,7 @@ def build_table(elf: ElfFile) -> Table:
     Raises:
         BadElf: The file is not of x86-64, is damaged, or asks for too much.
     """
-    found = frame_rows(elf, eh_frame.read(elf))
+    found = with_start_files(elf, frame_rows(elf, eh_frame.read(elf)))
     first = elf.code[0][0] >> _PAGE_BITS << _PAGE_BITS
     pages = -(-(elf.code[-1][1] - first) // (1 << _PAGE_BITS))
     if pages > MAX_PAGES:

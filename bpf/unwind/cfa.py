@@ -14,14 +14,14 @@ from bpflame.bpf.unwind.rules import Bp, Cfa
 # single operations. From its low end: Cfa (8 bits), Bp (2), where the return address is (2),
 # signal frame (1), foreign (1), nothing (2), offset of rbp (s16), offset of the CFA (s32).
 SIGNAL, FOREIGN = 1 << 12, 1 << 13
-RA_BELOW_CFA, RA_UNDEFINED, RA_ELSEWHERE = 0 << 10, 1 << 10, 2 << 10
+RA_BELOW_CFA, RA_UNDEFINED, RA_ELSEWHERE, RA_IN_RDI = 0 << 10, 1 << 10, 2 << 10, 3 << 10
 NOT_CFA = 0xFFFFFF00
 KIND, BP, RA = 0xFF, 0xFFFF0300, 0xC00
 START = Cfa.UNSUPPORTED | RA_ELSEWHERE
 TOO_FAR = -(1 << 31)
 """Stands for an offset that does not fit."""
 
-RBP, RSP, R10, RETURN = 6, 7, 10, 16
+RDI, RBP, RSP, R10, RETURN = 5, 6, 7, 10, 16
 KIND_OF_REGISTER = bytes(
     {RBP: Cfa.BP, RSP: Cfa.SP, R10: Cfa.R10}.get(number, Cfa.UNSUPPORTED) for number in range(256)
 )
@@ -113,9 +113,10 @@ class Machine(Reader):
         elif operation in (0x07, 0x08):  # undefined, same_value
             self._plain(self.uleb(), undefined=operation == 0x07)
         elif operation in (0x09, 0x14, 0x15):  # register, val_offset, val_offset_sf
-            register = self.uleb()
-            self.uleb()
+            register, place = self.uleb(), self.uleb()
             self._elsewhere(register)
+            if (operation, register, place) == (0x09, RETURN, RDI):
+                self.state = self.state & ~RA | RA_IN_RDI
         elif operation == 0x0A:  # remember_state
             if len(self.stack) == _MAX_DEPTH:
                 raise Unsound("too many states remembered")

@@ -13,6 +13,7 @@ from bpflame.bpf.unwind.cfa import (
     KIND,
     RA,
     RA_BELOW_CFA,
+    RA_IN_RDI,
     RA_UNDEFINED,
     SIGNAL,
     START,
@@ -214,6 +215,8 @@ def _to_rules(state: Ints) -> NDArray[np.uint64]:
     rule[(kind == Cfa.UNSUPPORTED) | (register & (cfa_offset == TOO_FAR))] = Cfa.UNSUPPORTED
     rule[state & RA != RA_BELOW_CFA] = Cfa.UNSUPPORTED
     rule[state & FOREIGN != 0] = Cfa.UNSUPPORTED
+    in_rdi = (state & (RA | FOREIGN) == RA_IN_RDI) & (kind == Cfa.SP) & (cfa_offset != TOO_FAR)
+    rule[in_rdi] = (Cfa.RDI | cfa_offset << 32)[in_rdi]
     rule[state & RA == RA_UNDEFINED] = Cfa.END
     rule[state & SIGNAL != 0] = Cfa.SIGNAL
     return rule.view(np.uint64)

@@ -38,6 +38,8 @@ class Cfa(enum.IntEnum):
     """Anything else."""
     FRAME = 10
     """Code without call frame information (a whole file, or a large part): by frame pointer."""
+    RDI = 11
+    """rsp + cfa_offset, and the return address is in rdi: vfork() of glibc; in the leaf only."""
 
 
 class Bp(enum.IntEnum):

@@ -20,6 +20,7 @@ WHY_NO_TABLE, WHY_FRAMES, WHY_LATER = range(3)
 
 _VSYSCALL = 0xFFFFFFFFFF600000
 _SIGNAL_BP, _SIGNAL_SP, _SIGNAL_IP = 120, 160, 168
+_MANY_ARGUMENTS = 1 << 16
 _MASK = (1 << 64) - 1
 _CALLED = Cfa.SP | 8 << 32
 
@@ -52,6 +53,7 @@ class Walker:
     def __init__(self, arena: Arena, block: int, count: int, rules: list[int], depth: int) -> None:
         self._arena = arena
         self._mappings = arena.read(block, count * MAPPING_WORDS).view(MAPPING)
+        self._starts = self._mappings["start"].copy()
         self._rules = rules
         self._depth = depth
 
@@ -85,7 +87,7 @@ class Walker:
             return _CALLED
         if not 0 <= pc < 1 << 63:
             return StackEnd.NO_MAPPING
-        index = int(np.searchsorted(self._mappings["start"], np.uint64(pc), "right")) - 1
+        index = int(np.searchsorted(self._starts, np.uint64(pc), "right")) - 1
         if index < 0 or pc >= self._mappings["end"][index]:
             return StackEnd.NO_MAPPING
         _, _, delta, pages, count = self._mappings[index].tolist()
@@ -100,6 +102,8 @@ class Walker:
 
     def _row(self, page: int, low: int) -> int:
         start, rest = self._arena.read(page, 2).tolist()
+        if not rest & 0xFFFF:
+            return int(rest >> 16)
         rows = self._arena.read(start, rest & 0xFFFF)
         index = int(np.searchsorted(rows, (low + 1) << 16))
         return int(rows[index - 1]) & 0xFFFF if index else rest >> 16
@@ -111,7 +115,7 @@ def _apply(
     """The caller's registers."""
     kind, bp_kind = rule & 255, rule >> 8 & 255
     bp_offset, offset = _signed(rule >> 16, 16), _signed(rule >> 32, 32)
-    ip, sp, bp, r10, _ = place
+    ip, sp, bp, r10, di, _ = place
     cfa: int | None
     if kind == Cfa.SP:
         cfa = sp + offset
@@ -130,12 +134,14 @@ def _apply(
         cfa += offset & 255
     elif kind == Cfa.R10 and is_leaf:
         cfa = r10 + offset
+    elif kind == Cfa.RDI and is_leaf:
+        return Place(di, sp + offset & _MASK, bp)
     elif kind == Cfa.SIGNAL:
         return _interrupted(sp, word)
     else:
-        return _ending(kind, is_leaf, bp)
+        return _ending(kind, is_leaf, place, word)
     cfa &= _MASK
-    if cfa <= sp:
+    if cfa <= sp and kind != Cfa.FRAME:
         return StackEnd.NOT_GROWING
     saved: int | None = bp
     if bp_kind == Bp.LOST:
@@ -154,15 +160,19 @@ def _interrupted(sp: int, word: Callable[[int], int | None]) -> Place | StackEnd
     ip, stack, bp = values
     if ip is None or stack is None or bp is None:
         return StackEnd.UNREADABLE
-    return Place(ip, stack, bp, 0, True) if ip else StackEnd.COMPLETE
+    return Place(ip, stack, bp, exact=True) if ip else StackEnd.COMPLETE
 
 
-def _ending(kind: int, is_leaf: bool, bp: int) -> StackEnd:
+def _ending(kind: int, is_leaf: bool, place: Place, word: Callable[[int], int | None]) -> StackEnd:
     if kind == Cfa.END:
         return StackEnd.COMPLETE
-    if kind == Cfa.GAP:
-        return StackEnd.COMPLETE if not is_leaf and not bp else StackEnd.NO_TABLE
-    return StackEnd.UNSUPPORTED
+    if kind != Cfa.GAP:
+        return StackEnd.UNSUPPORTED
+    if place.bp:
+        return StackEnd.NO_TABLE
+    top = word(place.sp) if is_leaf else 0
+    begins = top is not None and top < _MANY_ARGUMENTS
+    return StackEnd.COMPLETE if begins else StackEnd.NO_TABLE
 
 
 def _signed(value: int, bits: int) -> int:

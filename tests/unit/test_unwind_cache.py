@@ -134,7 +134,7 @@ def _set(name: str, value: object) -> Change:
         _set("rows", 0),  # the same address twice
         _set("rows", [1 << 28, 1 << 29]),  # past the page
         _set("rules", 7),  # a rule twice
-        _set("rules", [11, 0]),  # of no kind
+        _set("rules", [max(Cfa) + 1, 0]),  # of no kind
         _set("rules", [4 << 8, 0]),
     ],
 )

@@ -155,6 +155,8 @@ def rule(cfa: str, rbp: str, ra: str, signal: bool) -> int:
         kind, offset = Cfa.PLT, int(plt[1])
     elif ra == "c-8" and memory:
         kind, offset = _REGISTERS[memory[1]], int(memory[2]) << 8 | int(memory[3] or memory[4] or 0)
+    elif ra == "r5(rdi)" and register and _KINDS[register[1]] is Cfa.SP:
+        return pack(Cfa.RDI, int(register[2]))
     else:
         return pack(Cfa.UNSUPPORTED)
     slot, saved = re.fullmatch(r"c([+-]\d+)", rbp), _SAVED_AT_BP.fullmatch(rbp)
