@@ -31,6 +31,7 @@ MMAP = 1 << 8
 COMM = 1 << 9
 FREQ = 1 << 10
 TASK = 1 << 13
+WATERMARK = 1 << 14
 SAMPLE_ID_ALL = 1 << 18
 MMAP2 = 1 << 23
 COMM_EXEC = 1 << 24
@@ -105,14 +106,14 @@ def mapping_attr(build_ids: bool) -> Attr:
     Times are CLOCK_MONOTONIC, as ``bpf_ktime_get_ns`` gives them.
     """
     flags = EXCLUDE_KERNEL | EXCLUDE_HV | MMAP | MMAP2 | COMM | COMM_EXEC | TASK
-    flags |= SAMPLE_ID_ALL | USE_CLOCKID | (BUILD_ID if build_ids else 0)
+    flags |= SAMPLE_ID_ALL | USE_CLOCKID | WATERMARK | (BUILD_ID if build_ids else 0)
     return Attr(
         type=TYPE_SOFTWARE,
         size=ctypes.sizeof(Attr),
         config=SOFTWARE_DUMMY,
         sample_type=SAMPLE_TIME,
         flags=flags,
-        wakeup_events=1,
+        wakeup_events=1,  # a watermark, so bytes: whoever polls wakes at each record
         clockid=_CLOCK_MONOTONIC,
     )
 

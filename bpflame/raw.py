@@ -78,6 +78,12 @@ class AddressSpace:
         self.mappings[low:high] = [*left, new, *right]
         self.version += 1
 
+    def replaces(self, new: Mapping) -> bool:
+        """Whether the code of another file is, or was until now, where ``new`` is mapped."""
+        low = bisect.bisect_right(self.mappings, new.start, key=lambda m: m.end)
+        high = bisect.bisect_left(self.mappings, new.end, lo=low, key=lambda m: m.start)
+        return any(m.file != new.file for m in self.mappings[low:high])
+
     def find(self, address: AbsoluteAddress) -> Mapping | None:
         """The mapping that covers an address."""
         index = bisect.bisect_right(self.mappings, address, key=lambda m: m.start) - 1

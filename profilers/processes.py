@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bpflame.bpf.mapping_ring import Event, Executed, Exited, Forked, Mapped
-from bpflame.profilers.files import FileKeeper
+from bpflame.profilers.files import FileKeeper, is_file
 from bpflame.profilers.procfs import executable_mappings, exists
 from bpflame.raw import AbsoluteAddress, AddressSpace, FileKey, FileOffset, Mapping
 
@@ -31,6 +31,7 @@ class ProcessTracker:
         self._children = children
         self._spaces: dict[int, list[AddressSpace]] = {}
         self._exited: set[int] = set()
+        self._renewed: list[tuple[int, int, int]] = []
         self._sampled: set[int] = set()
 
     def follow(self, pid: int) -> None:
@@ -80,6 +81,17 @@ class ProcessTracker:
             for space in self._spaces.get(pid, ()):
                 for mapping in space.mappings:
                     self._files.keep(pid, mapping)
+
+    def renewed(self) -> list[tuple[int, int, int]]:
+        """Images of which a part was replaced since the last call, as by dlclose() and dlopen().
+
+        From then on it counts as another image, or the addresses there would have two meanings.
+
+        Returns:
+            Pid, when the image began, and when it was replaced, CLOCK_MONOTONIC ns.
+        """
+        renewed, self._renewed = self._renewed, []
+        return renewed
 
     def forget(self) -> None:
         """Drop processes that have ended and were never sampled. Call after :meth:`sampled`."""
@@ -135,5 +147,8 @@ class ProcessTracker:
         spaces = self._spaces.setdefault(event.pid, [])
         if not spaces:
             spaces.append(AddressSpace(event.pid, 0, []))
+        if is_file(event.path) and spaces[-1].replaces(mapping):
+            self._renewed.append((event.pid, spaces[-1].born, event.time))
+            self._begin(event.pid, event.time, list(spaces[-1].mappings))
         spaces[-1].add(mapping)
         self._files.keep(event.pid, mapping)

@@ -13,6 +13,7 @@ from bpflame.bpf import counters as names
 from bpflame.bpf.cpus import online_cpus
 from bpflame.bpf.load import Program
 from bpflame.bpf.mapping_ring import MappingRings
+from bpflame.bpf.maps import BpfMap
 from bpflame.bpf.perf_event import explain
 from bpflame.errors import Interrupted
 from bpflame.profile import Metadata
@@ -93,6 +94,7 @@ class Recorder:
         walked: int = 0,
     ) -> None:
         self._program = program
+        self._born = BpfMap(program.map_fd("born"), 4, 8)
         self._source = source
         self._counts = counts
         self._target = target
@@ -246,6 +248,16 @@ class Recorder:
                 )
             )
 
+    def _renew(self, pid: int, born: int, since: int) -> None:
+        """Have a process be another image from now on, unless it has become one by itself."""
+        key = pid.to_bytes(4, "little")
+        note = int.from_bytes(self._born.lookup(key) or b"", "little")
+        image = self._tracker.find(pid, note)
+        if image is not None and image.born == born:
+            self._born.update(key, since.to_bytes(8, "little"))
+            if self._unwinding is not None:
+                self._unwinding.spaces.began(pid, since)
+
     def _asking(self, rings: MappingRings) -> tuple[int, ...]:
         """Descriptors that call for a look before it is time: tables that are old are false."""
         return () if self._unwinding is None else (self._unwinding.fd, *rings.fds)
@@ -266,5 +278,7 @@ class Recorder:
             self._unwinding.prepare()
         events = rings.read(time.monotonic_ns())
         self._tracker.apply(events)
+        for pid, born, since in self._tracker.renewed():
+            self._renew(pid, born, since)
         if self._unwinding is not None:
             self._unwinding.update(events, rings.lost, last is not None, last or bool)

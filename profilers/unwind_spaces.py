@@ -96,6 +96,12 @@ class UnwindSpaces:
         """A process needs its tables."""
         self._asked.add(pid)
 
+    def began(self, pid: int, note: int) -> None:
+        """A process runs another image, as is noted already."""
+        if pid in self._entries:
+            self._asked.add(pid)
+            self._notes[pid] = note
+
     def knows(self, pid: int, born: int) -> bool:
         """Whether a process has an entry for the image that it has run since ``born``."""
         entry = self._entries.get(pid)

@@ -1,4 +1,4 @@
-/* What bcc and the kernel give to BPF programs, as far as it takes to compile their headers with gcc:
+/* What bcc and the kernel give to BPF programs, so far as to compile their headers with gcc:
  * arrays hold zeros until somebody writes to them, hashes have no room, and there is one ring. */
 #include <stdbool.h>
 #include <stddef.h>
@@ -78,8 +78,8 @@ static u32 user_depth;
 	} name = {name##_lookup}
 #define bpf_map_lookup_elem(map, key) (map)
 
-/* The ring: a page with the consumer's position, one with the producer's, then the data, twice. Here
- * what is submitted is written to both. */
+/* The ring: a page with the consumer's position, one with the producer's, then the data, twice.
+ * What is submitted is written to both. */
 static char *ring;
 static u64 ring_size;
 

@@ -132,6 +132,10 @@ def test_pages_that_were_never_written_to_are_left_out() -> None:
             (copy,) = made.reader.read()
             found = ((STACK, first), (after, second))
             assert copy.pages == found[: 2 if hole <= missing else 1]
+        every_other = tuple((STACK + 2 * PAGE * n, content(PAGE, n)) for n in range(6))
+        made.copy(LEAF, every_other)
+        (copy,) = made.reader.read()
+        assert copy.pages == every_other
 
 
 def test_registers_come_without_memory_too() -> None:
