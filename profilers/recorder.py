@@ -218,6 +218,7 @@ class Recorder:
         progress: Callable[[Progress], None],
     ) -> None:
         settled, asked = began, 0.0
+        self._follow(rings)  # the tables of those who are there already
         child = None if self._command is None else self._command.pidfd
         while not signals.stopped and (self._command is None or self._command.poll() is None):
             left = end - time.monotonic()

@@ -103,7 +103,8 @@ class UnwindTables:
             rows.append(row)
         if len(rows) > MAX_MAPPINGS:
             self.crowded.add(space)
-            rows = [row for row in rows if row[3]]  # files first
+            rows.sort(key=lambda row: not row[3])  # files first
+            rows = sorted(rows[:MAX_MAPPINGS])
         return np.array(rows[:MAX_MAPPINGS], MAPPING), later
 
     def load(self, key: FileKey) -> None:

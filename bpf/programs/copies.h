@@ -10,8 +10,8 @@
 #include "registers.h"
 #include "stack.h"
 
-#define COPY_PAGES 12
-#define COPY_MISSING 2 /* pages in a row */
+#define COPY_PAGES 24
+#define COPY_MISSING 8 /* pages in a row */
 
 /* The registers of a frame. */
 struct place {
@@ -51,6 +51,7 @@ struct copy_end {
 
 BPF_RINGBUF_OUTPUT(copies, COPY_RING_PAGES);
 BPF_ARRAY(copy_budget, s64, 1);
+BPF_PERCPU_ARRAY(copy_missing, u32, 1); /* here, the verifier does not follow each number */
 
 static __always_inline u64 bounded(u64 size, u64 most)
 {
@@ -72,26 +73,34 @@ static __always_inline bool copy_is_affordable(void)
 /* Copies registers and stack; the id of the stack that will come of it. */
 static __always_inline u64 copy_stack(const struct place *leaf, u32 pid, u64 born, u32 why)
 {
-	u32 missing = 0;
+	u32 zero = 0, *missing = copy_missing.lookup(&zero);
 	u64 at = leaf->sp, id = hash_end(bpf_ktime_get_ns() << 13 | bpf_get_smp_processor_id(), 0);
 
-	if (!copy_is_affordable())
+	if (!missing || !copy_is_affordable())
 		return STACK_LOST;
+	*missing = 0;
+#pragma clang loop unroll(disable)
 	for (u32 i = 0; i < COPY_PAGES; i++) {
 		u64 size = bounded(PAGE - (at & (PAGE - 1)), PAGE);
+		u8 first;
+
+		/* Not there: a page that was never written to, or the end of the stack. */
+		if (bpf_probe_read_user(&first, sizeof(first), (void *)at)) {
+			if (++*missing > COPY_MISSING)
+				break;
+			at += size;
+			continue;
+		}
+
 		struct copy_page *page = copies.ringbuf_reserve(sizeof(*page));
 
 		if (!page)
 			return STACK_LOST;
 		if (bpf_probe_read_user(page->bytes, size, (void *)at)) {
 			copies.ringbuf_discard(page, BPF_RB_NO_WAKEUP);
-			/* A page that was never written to, or the end of the stack. */
-			if (++missing > COPY_MISSING)
-				break;
-			at += size;
-			continue;
+			break;
 		}
-		missing = 0;
+		*missing = 0;
 		page->head.id = id;
 		page->head.kind = COPY_PAGE;
 		page->head.size = size;

@@ -92,7 +92,7 @@ static __always_inline struct mapping *mapping_find(u32 block, u32 count, u64 ad
 
 	if (!chunk || !count)
 		return NULL;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (u32 i = 0; i < MAPPING_STEPS; i++) {
 		struct mapping *middle =
 			word_in(chunk, block + count / 2 * MAPPING_WORDS, MAPPING_WORDS);
@@ -120,7 +120,7 @@ static __always_inline s32 row_find(u32 pages, u64 offset)
 	chunk = chunk_of(row);
 	if (!chunk)
 		return -1;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (u32 i = 0; i < ROW_STEPS; i++) {
 		u32 middle = *(u32 *)word_in(chunk, row + count / 2, 1);
 
