@@ -12,10 +12,11 @@ AS_ROOT := $(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI))
 UBUNTU := $(shell . /etc/os-release && [ "$$ID" = ubuntu ] && echo yes)
 APT_RUN := python3-bpfcc python3-venv
 APT_DEMO := binutils gcc g++ libc6-dev
-APT_TEST := gzip mount procps tar util-linux \
+APT_TEST := gdb gzip mount musl-tools perl procps ripgrep shfmt tar util-linux \
 	$(if $(UBUNTU),chromium-browser chromium-chromedriver linux-tools-common linux-tools-generic \
 	,bpftool chromium chromium-driver linux-perf)
-APT_BENCH := bpfcc-tools bpftrace linux-headers-$(shell dpkg --print-architecture) linux-perf
+APT_BENCH := bpfcc-tools bpftrace gcc linux-headers-$(shell dpkg --print-architecture) linux-perf \
+	nginx-light nodejs openssl perl postgresql postgresql-contrib wrk
 
 .PHONY: help install demo workloads test lint bench clean
 
