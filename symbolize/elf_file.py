@@ -15,10 +15,11 @@ import io
 import os
 import stat
 import types
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from elftools.elf.elffile import ELFFile
+from elftools.common.utils import struct_parse
+from elftools.elf.structs import ELFStructs
 from numpy.typing import NDArray
 
 from bpflame.errors import InputError
@@ -48,6 +49,18 @@ class _Layout:
     segment: np.dtype[np.void]
     section: np.dtype[np.void]
     symbol: np.dtype[np.void]
+
+
+_MAGIC = b"\x7fELF"
+_CLASSES, _ORDERS = {b"\1": 32, b"\2": 64}, {b"\1": True, b"\2": False}
+
+
+@functools.cache
+def _header(bits: int, little_endian: bool) -> Any:
+    """What pyelftools parses a header with, made once: that takes half a millisecond."""
+    structs = ELFStructs(little_endian=little_endian, elfclass=bits)
+    structs.create_basic_structs()
+    return structs.Elf_Ehdr
 
 
 @functools.cache
@@ -228,20 +241,20 @@ class ElfFile:
         self.size = status.st_size
         self.trusted = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
         self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        # Only the header: pyelftools cannot be led astray by what it cannot see.
+        start = self.read(0, min(64, self.size), "header")
+        bits, little_endian = _CLASSES.get(start[4:5], 0), _ORDERS.get(start[5:6])
+        if start[:4] != _MAGIC or not bits or little_endian is None:
+            raise BadElf(self.path, "not a readable ELF file")
         try:
-            # Only the header: pyelftools cannot be led astray by what it cannot see.
-            header = ELFFile(io.BytesIO(self.read(0, min(64, self.size), "header")))
-            layout = _layout(header.elfclass, header.little_endian)
-        except BadElf:
-            raise
+            header = struct_parse(_header(bits, little_endian), io.BytesIO(start))
         except Exception as error:  # of its parser, for which it promises no type
             raise BadElf(self.path, "not a readable ELF file") from error
-        self._byte_order = "little" if header.little_endian else "big"
+        layout = _layout(bits, little_endian)
+        self._byte_order = "little" if little_endian else "big"
         self.symbol_layout = layout.symbol
         self._names_section = header["e_shstrndx"]
-        self.x86_64 = header["e_machine"] == "EM_X86_64" and (
-            header.elfclass == 64 and header.little_endian
-        )
+        self.x86_64 = header["e_machine"] == "EM_X86_64" and (bits == 64 and little_endian)
         first = self._table(header["e_shoff"], 1 if header["e_shoff"] else 0, layout.section)
         segments, sections = header["e_phnum"], header["e_shnum"]
         if first.size:  # counts too large for the header are kept in section 0

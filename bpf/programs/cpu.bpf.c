@@ -103,7 +103,7 @@ static __always_inline bool walk_and_count(struct perf_event_context *ctx, struc
 	sample->key = *key;
 	sample->value = value;
 	walkers.call(ctx, 0);
-	key->user = walk_end(walk); /* never, but for a kernel that allows no tail calls */
+	key->user = walk_give_up(walk);
 	return false;
 }
 #endif

@@ -318,7 +318,7 @@ static __always_inline void leave_walk(struct raw_tracepoint_args *args, struct 
 	if (walk_begin(args, walk, &regs, is_exact(&regs), thread->who.pid,
 		       thread->who.born, &thread->user)) {
 		walkers.call(args, WALKER_SWITCH);
-		thread->user = walk_end(walk); /* a kernel that allows no tail calls */
+		thread->user = walk_give_up(walk);
 	}
 }
 #endif
@@ -528,7 +528,7 @@ static __always_inline void wakeup_walk(struct raw_tracepoint_args *args, struct
 			       wakeup->link.who.born, &wakeup->link.user)) {
 			*scratch = *wakeup;
 			walkers.call(args, WALKER_WAKING);
-			wakeup->link.user = walk_end(walk); /* a kernel that allows no tail calls */
+			wakeup->link.user = walk_give_up(walk);
 		}
 	}
 #endif

@@ -76,6 +76,7 @@ struct walk {
 	u32 block; /* the mappings */
 	u32 mappings;
 	u32 busy;
+	u32 over; /* before it began */
 #ifdef WALK_TIMES
 	u64 began;
 #endif
@@ -290,6 +291,8 @@ static __always_inline bool walk_step(struct walk *walk)
 /* WALK_FRAMES frames; whether there are more. */
 static __always_inline bool walk_on(struct walk *walk)
 {
+	if (walk->over)
+		return false;
 	for (u32 i = 0; i < WALK_FRAMES; i++)
 		if (!walk_step(walk))
 			return false;
@@ -334,6 +337,13 @@ static __always_inline u64 walk_end(struct walk *walk)
 	return id;
 }
 
+/* Gives a walk up, where a tail call did not come about: what kernels allow is enough. */
+static __always_inline u64 walk_give_up(struct walk *walk)
+{
+	walk->busy = false;
+	return STACK_LOST;
+}
+
 /* Prepares a walk for the current task; whether there is something to walk. If not, *id is that of
  * the stack, if there is one.
  *
@@ -372,6 +382,7 @@ static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struc
 	walk->now.exact = exact;
 	walk->now.depth = 0;
 	walk->leaf = walk->now;
+	walk->over = false;
 	walk->size = 0;
 	walk->window_size = 0;
 	walk->hash = 0;
@@ -392,8 +403,8 @@ static __always_inline bool walk_begin(void *ctx, struct walk *walk, const struc
 	HASH_ROUND(walk->hash, regs->ip);
 	walk->stack.end = END_NOT_READY;
 	walk->now.depth = 1;
-	*id = walk_end(walk);
-	return false;
+	walk->over = true;
+	return true;
 }
 
 #endif

@@ -21,7 +21,8 @@ from tests.unit import walk_harness
 STACK = 0x7FFD00000000
 LOST = 1
 PAGE = 4096
-MOST = 12 * PAGE
+(_PAGES,) = walk_harness.values(["copies.h"], ["COPY_PAGES"])
+MOST = _PAGES * PAGE
 LEAF = Place(0x401000, STACK, 0x22, 0x33, 0x44, exact=True)
 
 
@@ -113,8 +114,8 @@ def test_a_copy_comes_as_it_was(sp: int) -> None:
         assert made.reader.read() == []
 
 
-def test_no_more_is_copied_than_twelve_pages() -> None:
-    memory = content(20 * PAGE)
+def test_no_more_is_copied_than_so_many_pages() -> None:
+    memory = content(MOST + 8 * PAGE)
     with ring() as made:
         made.copy(LEAF, ((STACK, memory),))
         (copy,) = made.reader.read()
