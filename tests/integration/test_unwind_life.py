@@ -296,9 +296,9 @@ def test_absurd_files_cost_their_own_stacks_only(nofp: Path, tmp_path: Path) -> 
             ),
             comm,
         )
-        # Some at each of the changes, until the recorder has been woken.
+        # Some at each of the changes, until the recorder is woken and has a CPU.
         every = unwound.weight(lambda stack: "burn_called_back" in stack, comm)
-        assert wrong <= 0.05 * every, unwound.worst(lambda _: True, comm)
+        assert wrong <= 0.2 * every, unwound.worst(lambda _: True, comm)
         found = unwound.weight(lambda stack: "call_back" in stack, comm)
         cut = unwound.truncated(comm).total()
         assert cut < 0.5 * found, unwound.worst(is_truncated, comm)

@@ -12,6 +12,7 @@ import pytest
 from bpflame import system
 from bpflame.bpf import freeze
 from bpflame.bpf.btf import Btf
+from bpflame.bpf.unwind import trusted_folder
 from bpflame.cli import main, parser
 from bpflame.commands import cpu, sched, stacks
 from bpflame.errors import BpflameError, UsageError
@@ -133,9 +134,15 @@ def test_the_freeze_needs_the_lock_and_no_fix(
     found: dict[tuple[str, str], bool | None],
     freezes: bool | None,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(trusted_folder, "own", lambda: [str(tmp_path / "kept")])
     monkeypatch.setattr(freeze, "calls", lambda *names: found.get(names, False))
     assert freeze.can_freeze.__wrapped__() is freezes
+    # What is known of this kernel is not looked for again; what is not known is.
+    monkeypatch.setattr(freeze, "calls", lambda *names: True)
+    assert freeze.can_freeze.__wrapped__() is (False if freezes is None else freezes)
 
 
 class Request:
