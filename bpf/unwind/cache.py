@@ -21,7 +21,7 @@ from bpflame.bpf.unwind import trusted_folder
 from bpflame.bpf.unwind.rules import Bp, Cfa
 from bpflame.bpf.unwind.table import PAGE, Table
 
-_FORMAT = 2
+_FORMAT = 3
 """To be raised when files of the same .eh_frame get other tables than before."""
 _DIGEST = 16
 # magic, version; first address; numbers of pages, rows and rules; then the digest.
