@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # they load numpy: not before the recording has begun
     from bpflame.profilers.unwind_spaces import UnwindSpaces
     from bpflame.profilers.unwind_tables import UnwindTables
 
-_BUDGET = 0.05  # seconds at a time: the maps of stacks are to be drained meanwhile
+_BUDGET = 0.02  # seconds at a time: the maps of stacks are to be drained meanwhile
 _COPIES_MAX = 256 << 20  # bytes of stacks that wait for their tables
 _REREAD = 1.0  # seconds between looks at the mappings of a process that runs where there are none
 

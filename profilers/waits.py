@@ -29,6 +29,7 @@ from bpflame.profilers.counting import (
     pid_in,
     stack_content,
 )
+from bpflame.profilers.procfs import exists
 from bpflame.profilers.sleepers import Sleeper
 from bpflame.raw import AbsoluteAddress, Context, RawSample, RawWaker
 
@@ -81,6 +82,7 @@ _ENDS = {1: Context.UNKNOWN, 2: Context.CYCLE, 3: Context.DEEPER}  # enum chain_
 _KEY = struct.Struct(f"<QQ{WHO.size}sQII")
 _LINK = struct.Struct(f"<QQ{WHO.size}sII")
 _THREAD = struct.Struct(f"<QQQQQ{WHO.size}sIBBBx")
+_TID = struct.Struct("<I")
 _WHO_AT = 16
 _NS_MAX = (1 << 64) - 1
 _OWN_ID = 1 << 63  # ids of ours; the program's are hashes, which will hardly be so near to it
@@ -225,9 +227,12 @@ class WaitCounts(Counts):
         pids: set[int] = set()
         if self._rules.whole_only:
             return pids
-        for _, threads in self.threads.entries():
-            for start in range(0, len(threads), self.threads.value_size):
-                pids |= self._close(threads[start : start + self.threads.value_size])
+        size = self.threads.value_size
+        for tids, threads in self.threads.entries():
+            for i, (tid,) in enumerate(_TID.iter_unpack(tids)):
+                # There are machines on which the last switch of a thread now and then tells nobody.
+                if exists(tid):
+                    pids |= self._close(threads[i * size : (i + 1) * size])
         return pids
 
     def _close(self, thread: bytes) -> set[int]:

@@ -21,6 +21,12 @@ from bpflame.raw import Context, RawSample
 NOLOAD, NEW, WAKEKILL, RTLOCK = 0x400, 0x800, 0x100, 0x1000  # include/linux/sched.h
 
 
+@pytest.fixture(autouse=True)
+def threads_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All threads but number 404 are there when the recording ends."""
+    monkeypatch.setattr(waits, "exists", lambda tid: tid != 404)
+
+
 @pytest.mark.parametrize(
     ("bits", "state"),
     [
@@ -459,6 +465,12 @@ def test_an_open_wait_counts_its_length_whatever_came_meanwhile(
     wakers = recording.chain(recording.add_link(7, NEAR)) if depth else b""
     recording.add_thread(state, out, came, woken, wakers=wakers)
     assert sum(sample.value for sample in recording.samples()) == END - out
+
+
+def test_a_thread_that_is_gone_does_not_wait_on() -> None:
+    recording = Recording()
+    recording.add_thread(State.INTERRUPTIBLE, 1, tid=404)
+    assert not list(recording.samples())
 
 
 def sleeper(tid: int, user: tuple[int, ...], kernel: tuple[int, ...]) -> Sleeper:
